@@ -1,0 +1,45 @@
+"""Segue: language models that decode in segments.
+
+lm = segue.model()
+lm.generate("Once upon a time", method="lookahead").text
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segue.api import Model
+
+try:
+    __version__ = version("segue")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0"
+
+__all__ = ["method", "methods", "model"]
+
+
+def model(source: Any = None, **options: Any) -> Model:
+    """Load a model: a folder, a hub id, an embedded one ("mini", "mini-draft"), or none for "mini".
+
+    `options`: dtype, device, device_map, tp_plan, check, and what transformers' from_pretrained takes.
+    """
+    from segue.api import Model
+    from segue.models.load import load
+
+    return Model(load(source, **options))
+
+
+def method(name: str, **fields: Any) -> Any:
+    """A method object by name with its fields, e.g. segue.method("lookahead", window=5)."""
+    from segue import catalog
+
+    return catalog.build(name, **fields)
+
+
+def methods() -> list[dict[str, Any]]:
+    """The cards of all methods: name, family, paper, claim, exactness, fields, measured result."""
+    from segue import catalog
+
+    return [entry.as_dict() for entry in catalog.entries().values()]

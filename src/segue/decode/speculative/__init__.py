@@ -1,0 +1,1 @@
+"""Draft and verify: the family whose loop is in base.py."""

@@ -1,0 +1,78 @@
+"""Speculative decoding with a draft model (Leviathan et al.).
+
+1. The draft model q continues the text by gamma tokens x_1 .. x_gamma, one forward each; its rows q_i are kept.
+2. The target scores the last token and all of x in one forward, giving p_1 .. p_{gamma+1}.
+3. x_i is accepted iff u * q_i(x_i) < p_i(x_i); the first rejection is replaced by a draw from
+   norm(max(0, p_i - q_i)), and after gamma acceptances a token is drawn from p_{gamma+1} (alg. 1).
+4. Both pasts are cut to the accepted prefix. After a full acceptance the draft has not read x_gamma yet: it reads two
+   tokens in the next round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from segue.card import Card, Claim, Limit, Paper, SameDistribution, SameTokens
+from segue.data import DraftTree, Scores, Want
+from segue.decode.speculative.base import Budget, Outcome, Speculative
+from segue.models.companion import companion, fit
+from segue.models.lm import LM
+from segue.models.run import Forward, Prefill, Request, Run
+from segue.models.sequence import Mark, Sequence
+
+
+@dataclass(frozen=True)
+class DraftModel(Speculative):
+    """A smaller model of the same vocabulary drafts a chain; pays where it is much cheaper and often agrees."""
+
+    card = Card(
+        paper=Paper(id="2211.17192", title="Fast Inference from Transformers via Speculative Decoding", year=2022),
+        claim=Claim(value=2.6, unit="speed-up", baseline="sampling, T=1", setting="T5-XXL 11B, EnDe, TPU-v4"),
+        exact=(SameTokens(), SameDistribution(), Limit(knob="lenience", exact_at=1.0)),
+        needs=("logits", "a draft model"),
+        departs="lenience acts only when sampling; a larger draft vocabulary is cut to the target's",
+        check="spec",
+    )
+
+    draft: str | LM | None = None  # path, hub id or loaded model; none: the embedded draft of the embedded model
+    gamma: int = 5  # tokens drafted per round
+    lenience: float = 1.0  # l: below 1 drafted tokens are accepted too easily (lossy)
+
+    def __post_init__(self) -> None:
+        if self.gamma < 1:
+            raise ValueError(f"gamma={self.gamma} is not allowed: at least 1")
+        if not 0 < self.lenience <= 1:
+            raise ValueError(f"lenience={self.lenience} is not allowed: above 0 and at most 1 (1 is exact)")
+
+    def start(self, run: Run) -> Sequence:
+        sequence = companion(run.lm, self.draft).sequence()
+        sequence.drafts = True
+        return sequence
+
+    def propose(self, run: Run, state: Sequence, budget: Budget) -> Generator[Request, Scores, DraftTree]:
+        tree = DraftTree.root(run.ids[-1])
+        room = state.lm.context_length - len(run.ids)
+        for step in range(min(self.gamma, budget.depth, budget.nodes, room)):
+            scores = yield from self._read(state, run.ids + tree.tokens[1:])
+            row = fit(scores.row(-1), run.lm.vocab_size)
+            if run.target.argmax:
+                tree.add(step, int(row.argmax()), source="draft_model")
+                continue
+            q = run.target.p(row, run.ids + tree.tokens[1:])
+            tree.q[step] = q
+            tree.add(step, run.chance.index(q), sampled=True, source="draft_model")
+        return tree
+
+    def observe(self, run: Run, state: Sequence, outcome: Outcome) -> None:
+        # The target's committed tokens are final; of those, the draft keeps what it has read.
+        state.rollback(Mark(min(len(state), len(run.sequence)), None))
+
+    def _read(self, state: Sequence, ids: list[int]) -> Generator[Request, Scores, Scores]:
+        """Let the draft read what it lacks of `ids`; the last row of the result follows the last id."""
+        missing = ids[len(state) :]
+        if len(state) == 0:
+            return (yield Prefill(state, missing, Want(logits="last")))
+        scores = yield Forward(state, DraftTree.chain(missing), Want(logits="last"))
+        state.commit(list(range(len(missing))))
+        return scores

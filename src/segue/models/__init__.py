@@ -1,0 +1,1 @@
+"""Everything that runs a network; the only part of Segue that imports transformers."""

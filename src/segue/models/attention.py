@@ -1,0 +1,214 @@
+"""The attention function that Segue registers with transformers: token trees of many sequences on one token axis.
+
+A forward passes a `Plan` through the model's keyword arguments. For every item of the plan the function appends the
+new keys and values to that sequence's cache and attends over its rows: causal kernel for a chain, ancestor mask for a
+tree, sliding windows by position. Pieces of the past that several sequences share are attended once for all of them
+and merged by log-sum-exp, as in FlashAttention's splits (arXiv:2205.14135) and cascade inference.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from segue.data import CapabilityError, DraftTree
+from segue.models.kv import KVCache, Shared
+
+NAME = "segue"
+_IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states"}
+_IGNORED |= {"cache_position", "return_dict", "attention_mask", "position_embeddings", "past_key_values"}
+_IGNORED |= {"logits_to_keep", "num_items_in_batch", "output_router_logits", "cumulative_seqlens_q"}
+
+
+@dataclass(slots=True)
+class Item:
+    """One sequence's share of a pack: rows [start, stop) of the token axis."""
+
+    cache: KVCache
+    tree: DraftTree
+    past: int  # committed rows of the layers that run
+    start: int
+    stop: int
+    attention: tuple[int, int] | None = None  # (layer, node) whose weights are wanted
+    weights: Tensor | None = None  # (H, rows): where they are put
+    masks: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
+
+    def mask(self, base: int, window: int | None, like: Tensor) -> Tensor | None:
+        """Additive (n, rows) mask over rows from position `base` on: the past, then the tree; None where every row is
+        seen or the causal kernel applies. Built once for all layers of a forward."""
+        n = self.stop - self.start
+        if window is not None and window > self.past + max(self.tree.depths):
+            window = None
+        key = (base, window, like.device)
+        if key not in self.masks:
+            self.masks[key] = None
+            if window is not None or (n > 1 and not (self.tree.is_chain and self.past == base)):
+                visible = torch.ones(n, self.past - base + n, dtype=torch.bool)
+                visible[:, self.past - base :] = self.tree.ancestors()
+                if window is not None:
+                    depths = torch.tensor(self.tree.depths)
+                    places = torch.cat([torch.arange(base - self.past, 0), depths])
+                    visible &= depths[:, None] - places[None, :] < window
+                self.masks[key] = additive(visible, like)
+        return self.masks[key]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What the attention function needs to know about a pack."""
+
+    items: list[Item]
+    seen: dict[int, tuple[Tensor, Tensor, int | None]] | None = None  # while probing: layer -> (key, value, window)
+
+
+def additive(visible: Tensor, like: Tensor) -> Tensor:
+    """0 where visible (bool), -inf elsewhere, in the dtype and on the device of `like`."""
+    mask = torch.zeros(visible.shape, dtype=like.dtype)
+    return mask.masked_fill_(~visible, float("-inf")).to(like.device)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,  # (1, H, T, d)
+    key: Tensor,  # (1, G, T, d)
+    value: Tensor,  # (1, G, T, d')
+    attention_mask: Tensor | None = None,
+    *,
+    plan: Plan | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Returns (1, T, H, d') as transformers' attention interface asks."""
+    if plan is None:
+        raise CapabilityError(
+            "this model is driven by Segue and needs its plan: call it through the LM, or "
+            "set_attn_implementation('sdpa') to use the bare transformers model again"
+        )
+    strange = sorted(k for k, v in others.items() if v is not None and v is not False and k not in _IGNORED)
+    if strange:
+        raise CapabilityError(f"its attention passes {', '.join(strange)}, which Segue does not know how to honour")
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if plan.seen is not None:
+        plan.seen[layer] = key, value, sliding_window
+    plain = softcap is None and s_aux is None
+    pieces = _shared_pieces(plan)
+    merged = _attend_shared(plan, pieces, layer, query, scale, sliding_window, softcap) if pieces else {}
+    outputs = []
+    for number, item in enumerate(plan.items):
+        rows = slice(item.start, item.stop)
+        whole = len(plan.items) == 1
+        q = query if whole else query[:, :, rows]
+        keys, values = item.cache.append(layer, *((key, value) if whole else (key[:, :, rows], value[:, :, rows])))
+        base = item.cache.base
+        mask = item.mask(base, sliding_window, q)
+        if item.attention is not None and item.attention[0] == layer:
+            item.weights = _weights(item, layer, q, scale, sliding_window, softcap)
+        if plain and number not in merged:
+            causal = mask is None and q.shape[2] > 1
+            gqa = q.shape[1] != keys.shape[1]
+            out = scaled_dot_product_attention(
+                q, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=gqa
+            )
+        else:
+            parts = merged.get(number, [])
+            if mask is None and q.shape[2] > 1:
+                mask = additive(item.tree.ancestors(), q)
+            parts.append(_part(q, keys, values, mask, scale, softcap))
+            out = _merge(parts, s_aux).to(q.dtype)
+        outputs.append(out)
+    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    return joined.transpose(1, 2), None
+
+
+def _shared_pieces(plan: Plan) -> list[tuple[Shared, list[int]]]:
+    """Every shared piece in the pack with the numbers of the items that read it."""
+    readers: dict[tuple[int, int], tuple[Shared, list[int]]] = {}
+    for number, item in enumerate(plan.items):
+        for piece in item.cache.shared:
+            readers.setdefault((id(piece.buffers), piece.rows), (piece, []))[1].append(number)
+    return list(readers.values())
+
+
+def _attend_shared(
+    plan: Plan,
+    pieces: list[tuple[Shared, list[int]]],
+    layer: int,
+    query: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> dict[int, list[tuple[Tensor, Tensor]]]:
+    """Partial results of every item over the pieces it shares, one attention call for all readers of a piece."""
+    merged: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for piece, numbers in pieces:
+        items = [plan.items[n] for n in numbers]
+        keys, values = items[0].cache.piece(piece, layer)
+        everyone = len(numbers) == len(plan.items)
+        q = query if everyone else torch.cat([query[:, :, i.start : i.stop] for i in items], dim=2)
+        mask = None
+        if window is not None:
+            places = torch.cat([torch.tensor(i.tree.depths) + i.past for i in items])
+            distance = places[:, None] - torch.arange(piece.start, piece.start + keys.shape[2])[None, :]
+            if int(distance.max()) >= window:
+                mask = additive(distance < window, q)
+        out, lse = _part(q, keys, values, mask, scale, softcap)
+        at = 0
+        for number, item in zip(numbers, items, strict=True):
+            n = item.stop - item.start
+            merged[number].append((out[:, :, at : at + n], lse[:, :, at : at + n]))
+            at += n
+    return merged
+
+
+def _part(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attention over one part of the rows: output (1, H, n, d') and log-sum-exp (1, H, n), -inf where it sees none."""
+    if q.device.type == "cpu" and softcap is None and mask is None and keys.shape[-1] == values.shape[-1]:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, keys, values, scale=scale)
+        return out, lse.float()
+    scores = _scores(q, keys, mask, scale, softcap)
+    lse = scores.logsumexp(-1)
+    p = torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0.0)[..., None])
+    repeat = q.shape[1] // keys.shape[1]
+    return p @ values.repeat_interleave(repeat, 1).float(), lse
+
+
+def _scores(q: Tensor, keys: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    """Attention logits (1, H, n, rows) in float32."""
+    scores = q.float() @ keys.repeat_interleave(q.shape[1] // keys.shape[1], 1).float().transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return scores if mask is None else scores + mask.float()
+
+
+def _merge(parts: list[tuple[Tensor, Tensor]], sinks: Tensor | None) -> Tensor:
+    """One attention output from parts over disjoint rows; `sinks` (H,) join the denominator only (gpt-oss)."""
+    lses = [lse for _, lse in parts]
+    if sinks is not None:
+        lses.append(sinks.float().view(1, -1, 1).expand_as(lses[0]))
+    total = torch.logsumexp(torch.stack(lses), 0)
+    out = sum(part.float() * torch.exp(lse - total)[..., None] for part, lse in parts)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _weights(item: Item, layer: int, q: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+    """Attention weights (H, rows) of the wanted node over all rows it could see, from position 0 on."""
+    assert item.attention is not None
+    parts = [item.cache.piece(piece, layer)[0] for piece in item.cache.shared]
+    own = item.past - item.cache.base + item.stop - item.start
+    keys = torch.cat([*parts, item.cache.private(layer, own)[0]], dim=2)
+    item_mask = Item(item.cache, item.tree, item.past, item.start, item.stop).mask(0, window, q)
+    if item_mask is None and len(item.tree) > 1:
+        item_mask = additive(item.tree.ancestors(), q)
+    return torch.softmax(_scores(q, keys, item_mask, scale, softcap), -1)[0, :, item.attention[1]]

@@ -1,0 +1,58 @@
+"""The draft model that goes with a target: loaded once, same vocabulary or refused."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segue.models.lm import LM
+
+
+def companion(target: LM, draft: str | LM | None) -> LM:
+    """The draft model for `target`: an LM as it is, a path or hub id loaded once per target, or, for None, the draft
+    that is embedded beside an embedded target. Raises ValueError where the vocabularies differ."""
+    if draft is None:
+        if target.name != "mini":
+            raise ValueError(f"{target.name} has no draft model of its own: name one with draft=PATH")
+        draft = "mini-draft"
+    key = draft if isinstance(draft, str) else draft.name
+    known = target.companions.get(key)
+    if known is not None and (isinstance(draft, str) or known is draft):
+        return known
+    lm = draft if isinstance(draft, LM) else _load(target, draft)
+    _check(target, lm)
+    target.companions[key] = lm
+    return lm
+
+
+def fit(logits: Tensor, size: int) -> Tensor:
+    """Draft logits (V') as logits over the target's vocabulary (V): padding rows are never drawn."""
+    missing = size - logits.shape[-1]
+    if missing <= 0:
+        return logits[:size]
+    return torch.cat([logits, logits.new_full((missing,), float("-inf"))])
+
+
+def _load(target: LM, path: str) -> LM:
+    from segue.models.load import load
+    from segue.models.transformers_lm import TransformersLM
+
+    if not isinstance(target, TransformersLM):
+        return load(path)
+    return load(path, dtype=target.dtype, device=str(target.device))
+
+
+def _check(target: LM, draft: LM) -> None:
+    if target.tokenizer is not None and draft.tokenizer is not None:
+        ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+        differing = sum(theirs.get(token) != number for token, number in ours.items())
+        if differing:
+            raise ValueError(
+                f"{draft.name} cannot draft for {target.name}: {differing} of {len(ours)} vocabulary entries differ; "
+                "a draft model must share the target's tokenizer"
+            )
+    elif target.vocab_size != draft.vocab_size:
+        raise ValueError(
+            f"{draft.name} cannot draft for {target.name}: {draft.vocab_size} tokens against {target.vocab_size}; "
+            "a draft model must share the target's vocabulary"
+        )

@@ -1,0 +1,66 @@
+"""What a language model is to the rest of the house: it scores token trees of many sequences in one forward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as Seq
+from typing import Any
+
+from segue.data import DraftTree, Scores, Want
+from segue.models.sequence import Sequence
+
+Ask = tuple[Sequence, DraftTree, Want]
+
+
+class LM(ABC):
+    """A causal language model. Two backends implement it: transformers models and an enumerable toy."""
+
+    name: str
+    vocab_size: int
+    context_length: int
+    eos_ids: frozenset[int]
+    tokenizer: Any = None  # a transformers tokenizer, or None: then prompts are token ids
+    weight_bytes: int = 0
+    bytes_per_row: int = 0  # cache memory of one token
+
+    def __init__(self) -> None:
+        self.stores: dict[str, Any] = {}  # what drafters keep between requests, by method name
+        self.companions: dict[str, LM] = {}  # draft models loaded for this one, by path
+
+    @abstractmethod
+    def sequence(self) -> Sequence:
+        """A new, empty sequence."""
+
+    @abstractmethod
+    def forward(self, asks: Seq[Ask]) -> list[Scores]:
+        """Score the trees of several sequences at once. Their rows stay provisional until each sequence commits."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the special tokens its tokenizer puts in front."""
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} has no tokenizer: give the prompt as a list of token ids")
+        ids = self.tokenizer(text)["input_ids"]
+        return [int(i) for i in ids]
+
+    def decode(self, tokens: Seq[int]) -> str:
+        if self.tokenizer is None:
+            return ""
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def reset_stores(self) -> None:
+        """Forget what drafters learned from earlier requests."""
+        self.stores.clear()
+
+    def check_prompt(self, tokens: Seq[int]) -> None:
+        """Raise ValueError where a prompt cannot be run."""
+        if len(tokens) == 0:
+            raise ValueError("the prompt is empty: give at least one token (the begin-of-text id starts from nothing)")
+        bad = next((t for t in tokens if not 0 <= t < self.vocab_size), None)
+        if bad is not None:
+            raise ValueError(f"token id {bad} is outside the vocabulary of {self.name} (0 to {self.vocab_size - 1})")
+        if len(tokens) >= self.context_length:
+            raise ValueError(
+                f"the prompt has {len(tokens)} tokens, but {self.name} has a context of {self.context_length}: "
+                "shorten the prompt or use a model with a longer context"
+            )

@@ -1,0 +1,146 @@
+"""One request while it is decoded: what every method shares, whatever it proposes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from segue.data import Completion, DraftTree, FinishReason, Scores, Settings, Stats, TokenLogprob, Want
+from segue.models.lm import LM
+from segue.models.sequence import Sequence
+from segue.models.text import TextStream
+from segue.models.warp import Target
+from segue.ops import chance
+from segue.ops.chance import Chance
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Ask for the scores of a tree; its rows stay provisional until the decoder commits."""
+
+    sequence: Sequence
+    tree: DraftTree
+    want: Want
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Ask for tokens to be read and committed, in chunks as the engine sees fit. Gives the scores of the last chunk,
+    in which the last row is the last token's."""
+
+    sequence: Sequence
+    tokens: list[int]
+    want: Want
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start another run beside this one. Gives nothing back."""
+
+    run: Run
+    decoder: Decoder[None]
+
+
+Request = Forward | Prefill | Spawn
+Decoder = Generator[Request, Scores, T]
+
+
+class Run:
+    """State of one request. `ids` is the prompt and the output so far; the last id is the pending token."""
+
+    def __init__(
+        self, lm: LM, prompt: list[int], settings: Settings, *, method: str = "", source: Chance | None = None
+    ) -> None:
+        lm.check_prompt(prompt)
+        self.lm = lm
+        self.settings = settings
+        self.prompt_length = len(prompt)
+        self.ids = list(prompt)
+        self.chance: Chance = source if source is not None else chance.Generator(settings.seed)
+        self.target = Target(settings, lm, len(prompt))
+        self.text = TextStream(lm, prompt, settings.stop)
+        self.max_tokens = min(settings.max_tokens, lm.context_length - len(prompt))
+        self.sequence = lm.sequence()
+        self.first: Scores | None = None  # set where another run has read the prompt for this one
+        self.finish_reason: FinishReason | None = None
+        self.logprobs: list[TokenLogprob] | None = None if settings.logprobs is None else []
+        self.stats = Stats(method=method, prompt_tokens=len(prompt))
+        self.started = time.perf_counter()
+
+    @property
+    def output(self) -> list[int]:
+        return self.ids[self.prompt_length :]
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be emitted."""
+        return self.max_tokens - (len(self.ids) - self.prompt_length)
+
+    def prefill(self, want: Want | None = None) -> Decoder[Scores]:
+        """Read the prompt. The last row of the result is what the first token is picked from."""
+        if self.first is None:
+            want = replace(want or Want(), logits="last", topk=0)
+            self.first = yield Prefill(self.sequence, self.ids[: self.prompt_length], want)
+        return self.first
+
+    def pick(self, scores: Scores, node: int) -> int:
+        """Choose the token after `node` (a row of scores) given everything emitted so far."""
+        if self.target.argmax:
+            return scores.argmax()[node]
+        return self.chance.index(self.target.p(scores.row(node), self.ids))
+
+    def emit(self, tokens: list[int], scores: Scores, nodes: list[int]) -> bool:
+        """Give out tokens; token i was chosen from the row of nodes[i]. Cuts at end of text, stop strings and the
+        length limit. False when the run is finished."""
+        if not self.stats.tokens and tokens:
+            self.stats.first_token_seconds = time.perf_counter() - self.started
+        for token, node in zip(tokens, nodes, strict=True):
+            self.ids.append(token)
+            self.stats.tokens += 1
+            if self.logprobs is not None:
+                self.logprobs.append(self._logprob(token, scores.row(node)))
+            if self._ends(token):
+                self._finish("stop")
+            elif self.remaining <= 0:
+                self._finish("length")
+            if self.finish_reason is not None:
+                return False
+        return True
+
+    def _ends(self, token: int) -> bool:
+        stopped = self.text.push(token)
+        is_end = token in self.settings.stop_tokens or (token in self.lm.eos_ids and not self.settings.ignore_eos)
+        return stopped or is_end
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.finish_reason = reason
+        self.stats.seconds = time.perf_counter() - self.started
+        self.stats.peak_memory_bytes = peak_memory()
+
+    def _logprob(self, token: int, row: torch.Tensor) -> TokenLogprob:
+        logp = torch.log_softmax(row.float(), -1)
+        count = min(self.settings.logprobs or 0, logp.shape[0])
+        values, ids = logp.topk(count)
+        return TokenLogprob(token, float(logp[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))
+
+    def completion(self) -> Completion:
+        """The answer, once finished."""
+        assert self.finish_reason is not None
+        self.text.close()
+        return Completion(self.text.text, self.output, self.finish_reason, self.stats, self.logprobs)
+
+
+def peak_memory() -> int:
+    """Peak bytes of the GPU, or of this process, so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

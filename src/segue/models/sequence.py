@@ -1,0 +1,90 @@
+"""One text in the making: committed tokens, the pending one, and the past that belongs to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from segue.data import DraftTree
+
+if TYPE_CHECKING:
+    from segue.models.lm import LM
+
+
+class Past(Protocol):
+    """What a model keeps for a sequence. Positions are absolute."""
+
+    def commit(self, path: list[int]) -> None: ...
+    def truncate(self, length: int) -> None: ...
+    def fork(self) -> Past: ...
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place to roll back to: an absolute length and the token that was pending there."""
+
+    length: int
+    pending: int | None
+
+
+class Sequence:
+    """Committed token ids, a pending token (emitted, not yet in the past), and the past itself.
+
+    A forward scores a `DraftTree` whose root is the pending token; its rows stay provisional until `commit`.
+    """
+
+    __slots__ = ("drafts", "lm", "past", "pending", "scored", "tokens")
+
+    def __init__(self, lm: LM, past: Past) -> None:
+        self.lm = lm
+        self.past = past
+        self.tokens: list[int] = []
+        self.pending: int | None = None
+        self.scored: DraftTree | None = None  # the tree of the last forward, not committed yet
+        self.drafts = False  # its forwards are booked as drafting, also where the model is the target itself
+
+    def __len__(self) -> int:
+        """Committed tokens."""
+        return len(self.tokens)
+
+    def commit(self, path: list[int], pending: int | None = None) -> None:
+        """Keep the nodes of `path` (root first) of the tree scored last; `pending` follows them."""
+        tree = self.scored
+        if tree is None:
+            raise ValueError("nothing to commit: score a tree first, and commit it once")
+        for before, node in zip([-1, *path[:-1]], path, strict=True):
+            if tree.parents[node] != before or tree.scored_only[node]:
+                raise ValueError(f"{path} is not a path of acceptable nodes from the root of the scored tree")
+        self.past.commit(path)
+        self.tokens.extend(tree.tokens[node] for node in path)
+        self.pending = pending
+        self.scored = None
+
+    def mark(self) -> Mark:
+        return Mark(len(self.tokens), self.pending)
+
+    def rollback(self, mark: Mark) -> None:
+        """Back to a mark taken earlier on this sequence (or before it was forked)."""
+        if mark.length > len(self.tokens):
+            raise ValueError(f"cannot roll back to length {mark.length}: the sequence has {len(self.tokens)} tokens")
+        self.past.truncate(mark.length)
+        del self.tokens[mark.length :]
+        self.pending = mark.pending
+        self.scored = None
+
+    def fork(self) -> Sequence:
+        """A second sequence with the same past: the long part is shared, what follows is its own."""
+        other = Sequence(self.lm, self.past.fork())
+        other.tokens = list(self.tokens)
+        other.pending = self.pending
+        other.drafts = self.drafts
+        self.scored = None  # its provisional rows may have become part of a read-only piece
+        return other
+
+    def release(self) -> None:
+        """Free the past. The sequence can be used again from the start."""
+        self.past.release()
+        self.tokens = []
+        self.pending = None
+        self.scored = None
