@@ -90,10 +90,12 @@ class Model:
                 yield rest
             return answer
 
-    def batch(self, requests: Iterable[Request], *, ahead: int = 64) -> Iterator[tuple[int, Completion | ValueError]]:
+    def batch(self, requests: Iterable[Request], *, ahead: int = 64) -> Iterator[tuple[int, Completion | Exception]]:
         """Answer a stream of requests through one engine, as they finish: (position, Completion or what was wrong).
 
-        At most `ahead` requests are held at a time, so the input may be longer than memory.
+        A ValueError is the request's fault; any other exception is a bug or a device out of memory, and it is handed
+        out as well, so that it costs its own request only. At most `ahead` requests are held at a time, so the input
+        may be longer than memory.
         """
         with self._lock:
             engine = self._engine()
@@ -109,15 +111,17 @@ class Model:
                         break
                     try:
                         (open_jobs[number],) = self._add(engine, request, 1)
-                    except ValueError as error:
+                    except Exception as error:
                         yield number, error
                 engine.step()
                 for number in [i for i, job in open_jobs.items() if job.finished]:
                     job = open_jobs.pop(number)
                     try:
-                        yield number, _answer(job)
-                    except ValueError as error:
+                        answer = _answer(job)
+                    except Exception as error:
                         yield number, error
+                    else:
+                        yield number, answer
 
     def reset(self) -> None:
         """Forget what drafters learned from earlier requests."""
@@ -129,10 +133,9 @@ class Model:
             if not prompt:
                 raise ValueError("the prompt is empty: give some text, or token ids to start from nothing")
             return self.lm.encode(prompt)
-        ids = list(prompt)
-        bad = next((i for i in ids if not isinstance(i, int) or isinstance(i, bool)), None)
-        if bad is not None:
-            raise ValueError(f"a prompt is text or a list of token ids; {bad!r} is neither")
+        ids = list(prompt) if isinstance(prompt, Iterable) else [prompt]
+        if not isinstance(prompt, Iterable) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            raise ValueError(f"a prompt is text or a list of token ids; {str(prompt)[:60]} is neither")
         return ids
 
     def _add(self, engine: Engine, request: Request, n: int) -> list[Job]:

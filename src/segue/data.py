@@ -258,9 +258,14 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("stop", "bad_words"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-            _check(name, value, all(isinstance(s, str) and s for s in getattr(self, name)), "non-empty strings")
-        object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
+            strings = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ("",)
+            _check(name, value, all(isinstance(s, str) and s for s in strings), "non-empty strings")
+            object.__setattr__(self, name, strings)
+        value = self.stop_tokens
+        ids = tuple(value) if isinstance(value, Iterable) else (-1,)
+        ok = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
+        _check("stop_tokens", value, ok, "token ids")
+        object.__setattr__(self, "stop_tokens", ids)
         whole = {"max_tokens": 1, "min_tokens": 0, "top_k": 0}
         for name, least in whole.items():
             value = getattr(self, name)

@@ -1,6 +1,6 @@
 """The engine: drives any number of decoders and packs their pending requests of one model into one forward.
 
-A step takes the cheapest model with pending requests (so that drafts catch up and targets pack well), first the small
+A step takes a drafting model before a target and a small one before a large one, so that targets pack well; first the
 forwards in order of arrival, then prefill chunks, within the token budget. Runs are admitted while the rows they may
 need fit the memory budget. A request that fails takes down its own run only.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from segue.data import DraftTree, Scores, Want
-from segue.models.lm import LM, Ask
+from segue.models.lm import Ask
 from segue.models.run import Decoder, Forward, Prefill, Request, Run, Spawn
 from segue.models.sequence import Sequence
 
@@ -160,8 +160,8 @@ class Engine:
     def _choose(self) -> list[tuple[Job, int]]:
         """The jobs of the next forward with the rows each brings: one model, one set of layers, within the budget."""
         pending = [(job, job.request) for job in self._running if isinstance(job.request, Forward | Prefill)]
-        models: list[LM] = list(dict.fromkeys(request.sequence.lm for _, request in pending))
-        lm = min(models, key=lambda m: m.weight_bytes)
+        first = min((r.sequence for _, r in pending), key=lambda s: (not s.drafts, s.lm.weight_bytes))
+        lm = first.lm
         layers = next(request.want.layers for _, request in pending if request.sequence.lm is lm)
         mine = [(j, r) for j, r in pending if r.sequence.lm is lm and r.want.layers == layers]
         forwards = [(job, len(r.tree)) for job, r in mine if isinstance(r, Forward)]

@@ -35,11 +35,15 @@ class LM(ABC):
     def forward(self, asks: Seq[Ask]) -> list[Scores]:
         """Score the trees of several sequences at once. Their rows stay provisional until each sequence commits."""
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the special tokens its tokenizer puts in front."""
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a prompt, with the special tokens its tokenizer puts in front unless the text has its own."""
         if self.tokenizer is None:
             raise ValueError(f"{self.name} has no tokenizer: give the prompt as a list of token ids")
-        ids = self.tokenizer(text)["input_ids"]
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text is not Unicode: half a surrogate pair at character {error.start}") from None
+        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return [int(i) for i in ids]
 
     def decode(self, tokens: Seq[int]) -> str:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from segue.data import CapabilityError
+from segue.models.linear import pack
 from segue.models.probe import probe
 from segue.models.transformers_lm import TransformersLM
 
@@ -33,6 +34,7 @@ def load(
     device_map: Any = None,
     tp_plan: Any = None,
     check: bool = True,
+    pack_linears: bool = True,
     **options: Any,
 ) -> TransformersLM:
     """Load a causal language model.
@@ -40,7 +42,8 @@ def load(
     `source` is a local folder, a hub id, the name of an embedded model ("mini", "mini-draft"), or None for "mini".
     `dtype` defaults to the checkpoint's own, or float32 where the device has no fast bfloat16 (float16 on a CPU counts
     as slow). `device_map` and `tp_plan` go to transformers as they are, and so do `options` (revision, token, ...).
-    `check=False` skips the comparison with the model's own attention. Raises ValueError (CapabilityError where the
+    `check=False` skips the comparison with the model's own attention; `pack_linears=False` leaves the linear layers as
+    they are (packed ones are faster on a CPU and cannot be trained). Raises ValueError (CapabilityError where the
     model is whole but cannot be driven).
     """
     name, path = _place(source)
@@ -66,7 +69,10 @@ def load(
     if device_map is None and tp_plan is None:
         network = network.to(place)
     network.eval()
-    return wrap(network, tokenizer, name=name, check=check)
+    lm = wrap(network, tokenizer, name=name, check=check)
+    if pack_linears:
+        pack(network)
+    return lm
 
 
 def wrap(network: Any, tokenizer: Any = None, *, name: str | None = None, check: bool = True) -> TransformersLM:

@@ -43,6 +43,9 @@ class TransformersLM(LM):
     @torch.no_grad()
     def forward(self, asks: Seq[Ask]) -> list[Scores]:
         layers = asks[0][2].layers
+        wrong = [i for i in layers or () if not 0 <= i < len(self.layout.layers)]
+        if wrong:
+            raise ValueError(f"layer {wrong[0]} does not exist: {self.name} has {len(self.layout.layers)} layers")
         ids: list[int] = []
         positions: list[int] = []
         keep: list[int] = []

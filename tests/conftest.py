@@ -1,0 +1,7 @@
+"""Tests run two at a time (pytest-xdist), so each keeps to one thread."""
+
+from __future__ import annotations
+
+import torch
+
+torch.set_num_threads(1)
