@@ -81,6 +81,23 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "granite": lambda: tf.GraniteConfig(**BASE),
     "starcoder2": lambda: tf.Starcoder2Config(**_base(sliding_window=None)),
     "smollm3": lambda: tf.SmolLM3Config(**BASE),
+    "stablelm": lambda: tf.StableLmConfig(**BASE),
+    "deepseek-v3": lambda: tf.DeepseekV3Config(
+        **_base(
+            num_key_value_heads=4,
+            q_lora_rank=16,
+            kv_lora_rank=16,
+            qk_rope_head_dim=8,
+            qk_nope_head_dim=8,
+            v_head_dim=12,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=1,
+        )
+    ),
     "cohere2": lambda: tf.Cohere2Config(**_base(head_dim=8, sliding_window=WINDOW)),
 }
 

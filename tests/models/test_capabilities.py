@@ -48,6 +48,17 @@ def test_foreign_families_are_refused_by_name(family: str, config: Any) -> None:
     assert "use it through transformers' own generate" in str(caught.value)
 
 
+def test_a_window_that_only_masks_know_bounds_the_context() -> None:
+    config = tf.PhimoeConfig(**{**BASE, "sliding_window": 12}, num_local_experts=2, num_experts_per_tok=1)
+    assert wrap(build(config)).context_length == 12
+
+
+def test_a_window_that_the_family_ignores_does_not() -> None:
+    config = CONFIGS["llama"]()
+    config.sliding_window = 12
+    assert wrap(build(config)).context_length == 256
+
+
 def test_unknown_rope_form() -> None:
     config = CONFIGS["llama"]()
     network = build(config)
@@ -71,8 +82,8 @@ def test_a_family_that_does_something_unknown_in_attention_is_caught_by_its_logi
 
         def doubled(*args: Any, _original: Any = original, **kwargs: Any) -> Any:
             out, weights = _original(*args, **kwargs)
-            # Differs between the model's own path and ours: the plan is what only ours passes.
-            return (out * 2 if kwargs.get("plan") is None else out), weights
+            # Differs between the model's own path and ours.
+            return (out if _original.__self__.config._attn_implementation == "segue" else out * 2), weights
 
         attention.forward = doubled
     with pytest.raises(CapabilityError, match="differ by"):

@@ -1,7 +1,7 @@
 """The attention function that Segue registers with transformers: token trees of many sequences on one token axis.
 
-A forward passes a `Plan` through the model's keyword arguments. For every item of the plan the function appends the
-new keys and values to that sequence's cache and attends over its rows: causal kernel for a chain, ancestor mask for a
+A forward lays its `Plan` out with `following`; the function finds it there, since some families (stablelm, nemotron)
+do not hand unknown keyword arguments down to their attention. For every item the function appends the new keys and values to that sequence's cache and attends over its rows: causal kernel for a chain, ancestor mask for a
 tree, sliding windows by position. Pieces of the past that several sequences share are attended once for all of them
 and merged by log-sum-exp, as in FlashAttention's splits (arXiv:2205.14135) and cascade inference.
 """
@@ -9,6 +9,9 @@ and merged by log-sum-exp, as in FlashAttention's splits (arXiv:2205.14135) and 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +69,19 @@ class Plan:
     seen: dict[int, tuple[Tensor, Tensor, int | None]] | None = None  # while probing: layer -> (key, value, window)
 
 
+_current: ContextVar[Plan | None] = ContextVar("segue_plan", default=None)
+
+
+@contextmanager
+def following(plan: Plan) -> Iterator[Plan]:
+    """Within the context, calls of Segue's attention in this thread follow `plan`."""
+    token = _current.set(plan)
+    try:
+        yield plan
+    finally:
+        _current.reset(token)
+
+
 def additive(visible: Tensor, like: Tensor) -> Tensor:
     """0 where visible (bool), -inf elsewhere, in the dtype and on the device of `like`."""
     mask = torch.zeros(visible.shape, dtype=like.dtype)
@@ -79,7 +95,6 @@ def attention(
     value: Tensor,  # (1, G, T, d')
     attention_mask: Tensor | None = None,
     *,
-    plan: Plan | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -87,6 +102,7 @@ def attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Returns (1, T, H, d') as transformers' attention interface asks."""
+    plan = _current.get()
     if plan is None:
         raise CapabilityError(
             "this model is driven by Segue and needs its plan: call it through the LM, or "
@@ -95,6 +111,8 @@ def attention(
     strange = sorted(k for k, v in others.items() if v is not None and v is not False and k not in _IGNORED)
     if strange:
         raise CapabilityError(f"its attention passes {', '.join(strange)}, which Segue does not know how to honour")
+    if attention_mask is not None:
+        raise CapabilityError("its attention brings a mask of its own, which Segue does not know how to honour")
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if plan.seen is not None:

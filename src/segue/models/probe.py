@@ -15,7 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from segue.data import CapabilityError, DraftTree
 from segue.models import attention
-from segue.models.attention import Item, Plan
+from segue.models.attention import Item, Plan, following
 from segue.models.kv import KVCache, LayerShape, Layout
 
 WAY_OUT = "use it through transformers' own generate, or choose a model of a family with plain attention layers"
@@ -41,14 +41,14 @@ def probe(network: PreTrainedModel, check: bool = True) -> tuple[Layout, int]:
     AttentionInterface.register(attention.NAME, attention.attention)
     try:
         network.set_attn_implementation(attention.NAME)
-        ours, layout = _ours(network, family, tokens, branch)
+        ours, layout, window = _ours(network, tokens, branch)
     except CapabilityError as error:
         raise CapabilityError(f"{family}: {error}; {WAY_OUT}") from None
     except (AttributeError, TypeError, RuntimeError, IndexError, KeyError, ValueError) as error:
         raise CapabilityError(f"{family} cannot take Segue's packed forward ({error}): {WAY_OUT}") from error
     if reference is not None:
         _compare(family, reference, ours, network.dtype)
-    return layout, context
+    return layout, min(context, window or context)
 
 
 def _context(family: str, config: Any) -> int:
@@ -99,17 +99,18 @@ def _reference(network: PreTrainedModel, family: str, tokens: Tensor, branch: Te
 
 
 @torch.no_grad()
-def _ours(network: PreTrainedModel, family: str, tokens: Tensor, branch: Tensor) -> tuple[Tensor, Layout]:
-    """The same rows through ours: a committed prefix of six, then a tree with both continuations."""
+def _ours(network: PreTrainedModel, tokens: Tensor, branch: Tensor) -> tuple[Tensor, Layout, int | None]:
+    """The same rows through ours: a committed prefix of six, then a tree with both continuations. Also the cache
+    layout, and a window that bounds the context."""
     count = network.config.get_text_config().num_hidden_layers
     recorder = _Recorder(count)
-    plan = Plan([Item(recorder, DraftTree.chain(tokens[:6].tolist()), 0, 0, 6)], seen={})
-    network(**_inputs(network, tokens[:6], list(range(6))), use_cache=False, plan=plan)
+    with following(Plan([Item(recorder, DraftTree.chain(tokens[:6].tolist()), 0, 0, 6)], seen={})) as plan:
+        network(**_inputs(network, tokens[:6], list(range(6))), use_cache=False)
     assert plan.seen is not None
     missing = [layer for layer in range(count) if layer not in plan.seen]
     if missing:
         raise CapabilityError(f"layers {missing} do not use transformers' attention interface")
-    _check_windows(network, plan.seen)
+    window = _unseen_window(network, plan.seen)
     shapes = []
     for layer in range(count):
         key, value, _ = plan.seen[layer]
@@ -128,14 +129,14 @@ def _ours(network: PreTrainedModel, family: str, tokens: Tensor, branch: Tensor)
     for token in (int(tokens[6]), int(branch[1])):
         other.add(0, token)
     second = _score(network, cache, other)
-    return torch.cat([first, second[[0, 2]]]), layout
+    return torch.cat([first, second[[0, 2]]]), layout, window
 
 
 def _score(network: PreTrainedModel, cache: KVCache, tree: DraftTree) -> Tensor:
     cache.reserve(6, len(tree), None)
-    plan = Plan([Item(cache, tree, 6, 0, len(tree))])
     inputs = _inputs(network, torch.tensor(tree.tokens), [6 + d for d in tree.depths])
-    logits: Tensor = network(**inputs, use_cache=False, plan=plan).logits
+    with following(Plan([Item(cache, tree, 6, 0, len(tree))])):
+        logits: Tensor = network(**inputs, use_cache=False).logits
     return logits[0]
 
 
@@ -150,11 +151,24 @@ class _Recorder(KVCache):
         return keys, values
 
 
-def _check_windows(network: PreTrainedModel, seen: dict[int, tuple[Tensor, Tensor, int | None]]) -> None:
-    kinds = getattr(network.config.get_text_config(), "layer_types", None) or []
-    for layer, kind in enumerate(kinds):
-        if kind == "sliding_attention" and seen[layer][2] is None:
-            raise CapabilityError(f"layer {layer} is a sliding window, but its attention does not pass the window")
+def _unseen_window(network: PreTrainedModel, seen: dict[int, tuple[Tensor, Tensor, int | None]]) -> int | None:
+    """A window that the attention never passes, because the family puts it into masks that we do not build: texts are
+    kept within it. None where there is none, or where the configuration names one that the family ignores."""
+    config = network.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    windowed = [layer for layer in seen if kinds is None or kinds[layer] == "sliding_attention"]
+    window = getattr(config, "sliding_window", None)
+    if not isinstance(window, int) or all(seen[layer][2] is not None for layer in windowed):
+        return None
+    tokens = torch.arange(1, 9) * 7 % config.vocab_size
+    network.set_attn_implementation("eager")
+    rows = []
+    for size in (window, 2):
+        config.sliding_window = size
+        rows.append(network(**_inputs(network, tokens, list(range(8))), use_cache=False).logits[0, -1])
+    config.sliding_window = window
+    network.set_attn_implementation(attention.NAME)
+    return None if torch.equal(*rows) else window
 
 
 def _compare(family: str, reference: Tensor, ours: Tensor, dtype: torch.dtype) -> None:

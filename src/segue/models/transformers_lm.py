@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from segue.data import CapabilityError, PackedLogits, Scores, Want
-from segue.models.attention import Item, Plan
+from segue.models.attention import Item, Plan, following
 from segue.models.kv import KVCache, Layout
 from segue.models.layers import skipping
 from segue.models.lm import LM, Ask
@@ -72,14 +72,14 @@ class TransformersLM(LM):
     def _call(self, ids: list[int], positions: list[int], keep: list[int], items: list[Item], wants: list[Want]) -> Any:
         layers = wants[0].layers
         everything = len(keep) == len(ids)
-        with skipping(self.network, layers) if layers is not None else nullcontext():
+        skipped = skipping(self.network, layers) if layers is not None else nullcontext()
+        with following(Plan(items)), skipped:
             return self.network(
                 input_ids=torch.tensor([ids], device=self.device),
                 position_ids=torch.tensor([positions], device=self.device),
                 use_cache=False,
                 logits_to_keep=0 if everything else torch.tensor(keep, dtype=torch.long, device=self.device),
                 output_hidden_states=any(w.hidden for w in wants),
-                plan=Plan(items),
             )
 
     def _split(self, out: Any, keep: list[int], items: list[Item], wants: list[Want]) -> list[Scores]:

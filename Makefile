@@ -1,0 +1,33 @@
+# make run: set up and generate with the embedded model. make test: set up and run every check.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test check clean
+
+run: .venv/.core
+	$(BIN)/segue generate "Once upon a time there was a" --method token_recycling --max-tokens 64
+
+test: .venv/.test
+	$(MAKE) --no-print-directory check
+
+check:
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m segue.docs --check
+	$(BIN)/pytest -n 2
+
+# torch first and pinned: alone it resolves to the CPU build where one lies at hand, and no other requirement moves it.
+.venv/.core: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "torch==2.13.*"
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+.venv/.test: .venv/.core
+	$(BIN)/pip install --quiet -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist src/*.egg-info
