@@ -85,6 +85,7 @@ def _print(records: list[dict[str, Any]], batch: dict[str, Any]) -> None:
             f"{r['equal']} of {r['prompts']}",
         )
     console = Console()
+    console.width = max(console.width, 120)  # a narrower one would cut the names
     console.print(table)
     console.print("{name}: {ratio} (median, least, most), same tokens: {same_tokens}".format(**batch))
 

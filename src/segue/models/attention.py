@@ -1,9 +1,10 @@
 """The attention function that Segue registers with transformers: token trees of many sequences on one token axis.
 
 A forward lays its `Plan` out with `following`; the function finds it there, since some families (stablelm, nemotron)
-do not hand unknown keyword arguments down to their attention. For every item the function appends the new keys and values to that sequence's cache and attends over its rows: causal kernel for a chain, ancestor mask for a
-tree, sliding windows by position. Pieces of the past that several sequences share are attended once for all of them
-and merged by log-sum-exp, as in FlashAttention's splits (arXiv:2205.14135) and cascade inference.
+do not hand unknown keyword arguments down to their attention. For every item the function appends the new keys and
+values to that sequence's cache and attends over its rows: causal kernel for a chain, ancestor mask for a tree, sliding
+windows by position. Pieces of the past that several sequences share are attended once for all of them and merged by
+log-sum-exp, as in FlashAttention's splits (arXiv:2205.14135) and cascade inference.
 """
 
 from __future__ import annotations

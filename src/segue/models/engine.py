@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -224,7 +225,11 @@ def book(run: Run, sequence: Sequence, *, prefill: bool) -> None:
 
 
 def free_memory() -> int:
-    """Free bytes of the GPU, or of the machine."""
+    """Bytes that can be had on the GPU, or on the machine."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    info = Path("/proc/meminfo")
+    if info.is_file():  # free pages alone would leave out the page cache, which gives way
+        lines = info.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

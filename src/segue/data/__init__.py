@@ -1,0 +1,26 @@
+"""The nouns: what is asked of a model, what comes back, and what a user gets."""
+
+from __future__ import annotations
+
+from segue.data.completion import Completion, FinishReason, Stats, TokenLogprob
+from segue.data.scores import Distribution, PackedLogits, Scores, Want
+from segue.data.settings import Settings
+from segue.data.tree import DraftTree
+
+__all__ = [
+    "CapabilityError",
+    "Completion",
+    "Distribution",
+    "DraftTree",
+    "FinishReason",
+    "PackedLogits",
+    "Scores",
+    "Settings",
+    "Stats",
+    "TokenLogprob",
+    "Want",
+]
+
+
+class CapabilityError(ValueError):
+    """The model, or this build, cannot do what was asked; the message names the way out."""

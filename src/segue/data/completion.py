@@ -1,0 +1,77 @@
+"""What a user gets: the answer and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(slots=True)
+class Stats:
+    """What one request cost. A forward that several requests shared counts once for each of them."""
+
+    method: str = ""
+    tokens: int = 0  # new tokens
+    prompt_tokens: int = 0
+    target_forwards: int = 0  # passes of the target model, prefill included
+    prefill_forwards: int = 0
+    draft_forwards: int = 0  # passes of other models
+    drafted: int = 0  # proposed tokens
+    accepted: int = 0  # proposed tokens that were kept
+    seconds: float = 0.0  # from admission to the last token
+    first_token_seconds: float = 0.0
+    peak_memory_bytes: int = 0  # of the process (or the GPU) so far
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """New tokens per target forward; a prefill counts as one forward, so plain decoding gives exactly 1."""
+        forwards = self.target_forwards - self.prefill_forwards + 1
+        return self.tokens / forwards if self.target_forwards else 0.0
+
+    @property
+    def acceptance(self) -> float | None:
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        data: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["tokens_per_forward"] = round(self.tokens_per_forward, 4)
+        data["acceptance"] = None if self.acceptance is None else round(self.acceptance, 4)
+        data["tokens_per_second"] = round(self.tokens_per_second, 2)
+        return data
+
+
+@dataclass(slots=True)
+class TokenLogprob:
+    """Log-probability of one new token under the model (before sampling settings), with the likeliest others."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(slots=True)
+class Completion:
+    """The answer to one prompt."""
+
+    text: str
+    tokens: list[int]  # new tokens only
+    finish_reason: FinishReason
+    stats: Stats
+    logprobs: list[TokenLogprob] | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        data: dict[str, object] = {
+            "text": self.text,
+            "tokens": self.tokens,
+            "finish_reason": self.finish_reason,
+            "stats": self.stats.as_dict(),
+        }
+        if self.logprobs is not None:
+            data["logprobs"] = [{"token": t.token, "logprob": t.logprob, "top": t.top} for t in self.logprobs]
+        return data

@@ -1,0 +1,79 @@
+"""What a forward must compute, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Distribution = Callable[[int], Tensor]  # node -> (V,) probabilities after that node
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a forward must compute. Nothing is computed that nobody wants."""
+
+    logits: Literal["all", "last", "none"] | tuple[int, ...] = "all"  # nodes whose logits rows come back
+    topk: int = 0  # ids of the k largest logits of every node
+    hidden: tuple[int, ...] = ()  # states: 0 the embeddings, i the output of layer i, the last one after the norm
+    attention: tuple[int, int] | None = None  # (layer, node): that node's attention weights over all rows
+    layers: tuple[int, ...] | None = None  # run only these layers
+
+    def rows(self, n: int) -> list[int]:
+        """The nodes of an n-node tree whose logits are needed, in order."""
+        if self.topk or self.logits == "all":
+            return list(range(n))
+        if self.logits == "last":
+            return [n - 1]
+        return [] if self.logits == "none" else sorted(node % n for node in self.logits)
+
+
+class PackedLogits:
+    """Logits of all rows of one forward (R, V); the arg-max of the whole pack is taken once, when first asked for."""
+
+    __slots__ = ("_top", "logits")
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self._top: tuple[list[float], list[int]] | None = None
+
+    def top(self) -> tuple[list[float], list[int]]:
+        """Largest value and its index per row. The maximum propagates NaN, so it doubles as the health check."""
+        if self._top is None:
+            values, ids = self.logits.max(-1)
+            self._top = values.tolist(), ids.tolist()
+        return self._top
+
+
+@dataclass(slots=True)
+class Scores:
+    """What a forward gave one tree."""
+
+    packed: PackedLogits
+    start: int  # this item's first row in the pack
+    nodes: list[int]  # node of every row, ascending
+    topk: Tensor | None = None  # (n, k) token ids
+    hidden: dict[int, Tensor] = field(default_factory=dict)  # layer -> (n, D)
+    attention: Tensor | None = None  # (H, rows)
+
+    @property
+    def logits(self) -> Tensor:
+        """(R, V), one row for each node of `nodes`."""
+        return self.packed.logits[self.start : self.start + len(self.nodes)]
+
+    def row(self, node: int) -> Tensor:
+        """(V,) logits after `node`; negative numbers count from the last row."""
+        if node < 0:
+            return self.packed.logits[self.start + len(self.nodes) + node]
+        index = node if self.nodes[-1] == len(self.nodes) - 1 else self.nodes.index(node)
+        return self.packed.logits[self.start + index]
+
+    def argmax(self) -> list[int]:
+        """The most likely token after each node of `nodes`."""
+        return self.packed.top()[1][self.start : self.start + len(self.nodes)]
+
+    def finite(self) -> bool:
+        values = self.packed.top()[0][self.start : self.start + len(self.nodes)]
+        return all(v - v == 0.0 for v in values)

@@ -1,0 +1,151 @@
+"""What is asked of a model: guessed continuations of one sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False, slots=True)
+class DraftTree:
+    """Guessed continuations of one sequence. Node 0 is the pending token; a parent always precedes its child.
+
+    A child was either *sampled* from its parent's row in `q` or is a *delta* (retrieved, argmax, guessed): the
+    acceptance rule differs, and taking one for the other is wrong by up to 0.3 in total variation.
+    `scored_only` nodes are computed and read back, never accepted (lookahead's window).
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    depths: list[int] = field(default_factory=lambda: [0])
+    sampled: list[bool] = field(default_factory=lambda: [False])
+    scored_only: list[bool] = field(default_factory=lambda: [False])
+    score: list[float] = field(default_factory=lambda: [1.0])  # estimated acceptance of the node
+    source: list[str] = field(default_factory=lambda: [""])
+    q: dict[int, Tensor] = field(default_factory=dict)  # parent node -> (V,) its sampled children were drawn from
+    replacement: bool = True  # siblings were drawn with replacement
+    is_chain: bool = True
+
+    @classmethod
+    def root(cls, token: int) -> DraftTree:
+        return cls([token], [-1])
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int], source: str = "") -> DraftTree:
+        """A single path; also the form of a prompt chunk."""
+        n = len(tokens)
+        if n == 0:
+            raise ValueError("a tree needs at least the pending token, got no tokens")
+        return cls(
+            list(tokens), list(range(-1, n - 1)), list(range(n)), [False] * n, [False] * n, [1.0] * n, [source] * n
+        )
+
+    @classmethod
+    def from_paths(cls, root: int, paths: Iterable[Sequence[int]], source: str = "") -> DraftTree:
+        """The trie of several continuations of `root`; shared prefixes become shared nodes."""
+        tree = cls.root(root)
+        tree.graft(paths, source)
+        return tree
+
+    def graft(self, paths: Iterable[Sequence[int]], source: str = "") -> None:
+        """Add continuations of the root as delta proposals; what they share with each other becomes shared nodes."""
+        child: dict[tuple[int, int], int] = {}
+        for path in paths:
+            node = 0
+            for token in path:
+                key = (node, token)
+                if key not in child:
+                    child[key] = self.add(node, token, source=source)
+                node = child[key]
+
+    def add(
+        self,
+        parent: int,
+        token: int,
+        *,
+        sampled: bool = False,
+        scored_only: bool = False,
+        score: float = 1.0,
+        source: str = "",
+    ) -> int:
+        """Append a child of `parent`; returns its node number. Siblings are kept in draw order."""
+        n = len(self.tokens)
+        if not 0 <= parent < n:
+            raise ValueError(f"parent {parent} does not precede node {n}: add parents before their children")
+        if self.scored_only[parent] and not scored_only:
+            raise ValueError(f"node {parent} is scored only: a child that could be accepted cannot hang from it")
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.depths.append(self.depths[parent] + 1)
+        self.sampled.append(sampled)
+        self.scored_only.append(scored_only)
+        self.score.append(score)
+        self.source.append(source)
+        self.is_chain = self.is_chain and parent == n - 1
+        return n
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def children(self) -> list[list[int]]:
+        """Acceptable children of every node, in draw order."""
+        lists: list[list[int]] = [[] for _ in self.tokens]
+        for node in range(1, len(self.tokens)):
+            if not self.scored_only[node]:
+                lists[self.parents[node]].append(node)
+        return lists
+
+    def path(self, node: int) -> list[int]:
+        """Node numbers from the root to `node`, both included."""
+        nodes = []
+        while node >= 0:
+            nodes.append(node)
+            node = self.parents[node]
+        return nodes[::-1]
+
+    def ancestors(self) -> Tensor:
+        """(n, n) bool: entry [i, j] says that node i sees node j (its ancestors and itself)."""
+        n = len(self.tokens)
+        if self.is_chain:
+            return torch.ones(n, n, dtype=torch.bool).tril_()
+        rows: list[list[bool]] = []
+        for node, parent in enumerate(self.parents):
+            row = list(rows[parent]) if parent >= 0 else [False] * n
+            row[node] = True
+            rows.append(row)
+        return torch.tensor(rows, dtype=torch.bool)
+
+    def truncate(self, size: int, depth: int | None = None) -> DraftTree:
+        """At most `size` nodes (the root included), none deeper than `depth`: those of highest survival, the product of
+        the scores down to them. Equal ones are kept in order, so a template's prefix survives, and so does a tree
+        with sampled nodes: choosing among drawn tokens by what was drawn would bias the samples. Scored-only nodes are
+        kept: they are no proposal. Returns self when nothing has to go."""
+        n = len(self.tokens)
+        deepest = n if depth is None else depth
+        if n <= size and all(d <= deepest or s for d, s in zip(self.depths, self.scored_only, strict=True)):
+            return self
+        survival = [1.0] * n
+        if not any(self.sampled):
+            for node in range(1, n):
+                survival[node] = survival[self.parents[node]] * self.score[node]
+        proposals = [i for i in range(1, n) if not self.scored_only[i] and self.depths[i] <= deepest]
+        proposals.sort(key=lambda i: (-survival[i], i))
+        # A child's survival never exceeds its parent's and ties keep index order, so parents come first.
+        keep = {0, *proposals[: max(size - 1, 0)], *(i for i in range(n) if self.scored_only[i])}
+        new = {old: i for i, old in enumerate(sorted(keep))}
+        tree = DraftTree.root(self.tokens[0])
+        tree.replacement = self.replacement
+        for old in sorted(keep - {0}):
+            tree.add(
+                new[self.parents[old]],
+                self.tokens[old],
+                sampled=self.sampled[old],
+                scored_only=self.scored_only[old],
+                score=self.score[old],
+                source=self.source[old],
+            )
+        tree.q = {new[old]: row for old, row in self.q.items() if old in new}
+        return tree
