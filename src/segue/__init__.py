@@ -31,7 +31,7 @@ def model(source: Any = None, **options: Any) -> Model:
     return Model(load(source, **options))
 
 
-def method(name: str, **fields: Any) -> Any:
+def method(name: str, /, **fields: Any) -> Any:
     """A method object by name with its fields, e.g. segue.method("lookahead", window=5)."""
     from segue import catalog
 

@@ -124,7 +124,7 @@ def find(name: str) -> Entry:
     raise ValueError(f"no method is called {name!r}: {hint}")
 
 
-def build(name: str, **values: Any) -> Any:
+def build(name: str, /, **values: Any) -> Any:
     """A method object by name with its fields; strings are converted to the field's type."""
     entry = find(name)
     cls = getattr(importlib.import_module(entry.module), entry.class_name)

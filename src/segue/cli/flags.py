@@ -1,0 +1,57 @@
+"""Options that several commands share, and what they build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    str | None,
+    typer.Option("-m", "--model", help="Model folder, hub id or embedded model; the embedded 'mini' if left out."),
+]
+Method = Annotated[str | None, typer.Option(help="Decoding method; `segue methods` lists them.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A field of the method; repeatable.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16, float16 or float64; what suits checkpoint and device if left out."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one if left out.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def assignments(items: list[str] | None) -> dict[str, str]:
+    """The fields of a method from NAME=VALUE texts."""
+    values = {}
+    for item in items or []:
+        name, equals, value = item.partition("=")
+        if not (name and equals):
+            raise ValueError(f"{item!r} is not NAME=VALUE, e.g. window=5")
+        values[name] = value
+    return values
+
+
+def method(name: str | None, fields: dict[str, Any]) -> Any:
+    """The method object. An unknown name is found out before torch is loaded."""
+    from segue import catalog
+
+    if name is not None:
+        catalog.find(name)
+    from segue.api import DEFAULT_METHOD
+
+    return catalog.build(name or DEFAULT_METHOD, **fields)
+
+
+def text_of(data: bytes, source: str) -> str:
+    """A text that a user hands over as bytes; ValueError names the place of the first byte that is not UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}") from None
+
+
+def read_text(path: Path) -> str:
+    return text_of(path.read_bytes(), str(path))
