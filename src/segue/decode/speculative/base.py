@@ -88,8 +88,10 @@ class Speculative:
             path, token = self._accept(run, tree, scores)
             run.sequence.commit(path, token)
             run.stats.drafted += len(tree) - 1 - sum(tree.scored_only)
-            run.stats.accepted += len(path) - 1
+            before = run.stats.tokens
             going = run.emit([*(tree.tokens[node] for node in path[1:]), token], scores, path)
+            # What was accepted behind an end of text is not given out.
+            run.stats.accepted += min(len(path) - 1, run.stats.tokens - before)
             self.observe(run, state, Outcome(tree, scores, path, token))
 
     def _accept(self, run: Run, tree: DraftTree, scores: Scores) -> tuple[list[int], int]:

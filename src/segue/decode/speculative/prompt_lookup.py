@@ -33,7 +33,8 @@ class PromptLookup(Speculative):
         claim=Claim(value=2.4, unit="speed-up", baseline="greedy", setting="7B, summarisation and QA with context"),
         exact=(SameTokens(), SameDistribution()),
         needs=("logits",),
-        departs="takes the latest match where the original takes the first",
+        departs="takes the latest match where the original takes the first, and repeats what followed it when that is "
+        "shorter than the draft",
         check="spec",
     )
 
@@ -54,7 +55,8 @@ class PromptLookup(Speculative):
             end = state.ends.get(tuple(run.ids[-n:]))
             if end is not None:
                 length = min(self.draft_tokens, budget.nodes, budget.depth)
-                guess = run.ids[end : end + length]
+                period = len(run.ids) - end  # a match that reaches to the end goes on as it did since
+                guess = [run.ids[end + i % period] for i in range(length)]
                 return DraftTree.chain([run.ids[-1], *guess], source="prompt_lookup")
         return DraftTree.root(run.ids[-1])
 

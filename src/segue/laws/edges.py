@@ -1,0 +1,69 @@
+"""Where decoders go wrong: the first and the last token, ends inside a draft, full contexts, penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from segue.data import Settings
+from segue.laws.oracle import Oracle, TableOracle
+from segue.models.lm import LM
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A request, with the end-of-text ids that the model has meanwhile."""
+
+    name: str
+    prompt: list[int]
+    settings: Settings
+    eos: frozenset[int] = field(default_factory=frozenset)
+
+
+@contextmanager
+def ending_at(lm: LM, eos: frozenset[int]) -> Iterator[None]:
+    """Within the context these are the model's end-of-text ids."""
+    before, lm.eos_ids = lm.eos_ids, eos
+    try:
+        yield
+    finally:
+        lm.eos_ids = before
+
+
+def edges(lm: LM, oracle: Oracle, prompt: Sequence[int]) -> list[Edge]:
+    """The edge requests for a model; a prompt that the model continues in a repetitive way makes drafts cross them."""
+    text = list(prompt)
+    with ending_at(lm, frozenset()):
+        plain = oracle.answer(text, Settings(max_tokens=14)).tokens
+    first, last = plain[0], plain[-1]
+    # Tokens that come for the first time where a first draft is under way, and as late as possible.
+    late = max(set(plain), key=plain.index)
+    early = next((token for token in plain[2:5] if plain.index(token) >= 2), late)
+    found = [
+        Edge("one token", text, Settings(max_tokens=1)),
+        Edge("two tokens", text, Settings(max_tokens=2)),
+        Edge("end of text at once", text, Settings(max_tokens=14), frozenset([first])),
+        Edge("end of text in the first draft", text, Settings(max_tokens=14), frozenset([early])),
+        Edge("end of text late", text, Settings(max_tokens=14), frozenset([late])),
+        Edge("end of text ignored", text, Settings(max_tokens=14, ignore_eos=True), frozenset([first, late])),
+        Edge("end of text not yet", text, Settings(max_tokens=14, min_tokens=6), frozenset([first, late])),
+        Edge("end of text at the limit", text, Settings(max_tokens=plain.index(late) + 1), frozenset([late])),
+        Edge("stop token", text, Settings(max_tokens=14, stop_tokens=(late,))),
+        Edge("stop token not yet", text, Settings(max_tokens=14, stop_tokens=(late,), min_tokens=14)),
+        Edge("prompt of one token", text[-1:], Settings(max_tokens=8)),
+        Edge("repetition penalty", text, Settings(max_tokens=14, repetition_penalty=1.3)),
+        Edge("bias against a token", text, Settings(max_tokens=14, logit_bias={last: -20.0})),
+        Edge("bias and penalty", text, Settings(max_tokens=10, logit_bias={first: 2.5}, repetition_penalty=0.8)),
+        Edge("log-probabilities", text, Settings(max_tokens=14, logprobs=2)),
+        Edge("log-probabilities before penalties", text, Settings(max_tokens=8, logprobs=0, repetition_penalty=1.3)),
+    ]
+    if isinstance(oracle, TableOracle):
+        penalties = Settings(max_tokens=14, presence_penalty=0.7, frequency_penalty=0.4)
+        found.append(Edge("presence and frequency penalties", text, penalties))
+    if lm.context_length <= 256:
+        full = (text * lm.context_length)[-lm.context_length :]
+        found.append(Edge("context filled to the last row", full[:-5], Settings(max_tokens=5)))
+        found.append(Edge("context too short for the request", full[:-5], Settings(max_tokens=50)))
+        found.append(Edge("room for one token", full[:-1], Settings(max_tokens=50)))
+    return found

@@ -1,0 +1,75 @@
+"""Less work: a method that promises the same output must also save forwards, or it is plain decoding in disguise.
+
+Forwards are counted by a hook on the network itself, so that a method's own statistics are checked too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from segue.data import Settings, Stats
+from segue.laws.base import LawBroken, decode
+from segue.models.lm import LM
+from segue.models.method import Method
+from segue.models.transformers_lm import TransformersLM
+
+
+@dataclass(slots=True)
+class Count:
+    """Forwards of one network."""
+
+    forwards: int = 0
+
+
+@contextmanager
+def counted(network: nn.Module) -> Iterator[Count]:
+    """Counts the forwards of a network within the context."""
+    count = Count()
+
+    def hook(*_: object) -> None:
+        count.forwards += 1
+
+    handle = network.register_forward_hook(hook)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+def less_work(method: Method, lm: TransformersLM, prompt: Sequence[int], tokens: int = 48) -> Stats:
+    """On a repetitive prompt the target runs fewer forwards than there are new tokens, and the statistics say the truth
+    about how many. Drafters start with nothing learned."""
+    settings = Settings(max_tokens=tokens, ignore_eos=True)
+    # A request beforehand makes the draft models known, whose forwards are counted too.
+    decode(lm, method, [prompt], Settings(max_tokens=2, ignore_eos=True))
+    lm.reset_stores()
+    with ExitStack() as stack:
+        counts = {id(m.network): stack.enter_context(counted(m.network)) for m in _networks([lm, *_drafts(lm)])}
+        stats = decode(lm, method, [prompt], settings)[0].stats
+    mine = counts[id(lm.network)].forwards
+    everything = sum(count.forwards for count in counts.values())
+    drafting_itself = any(draft is lm for draft in _drafts(lm))
+    claimed = stats.target_forwards + stats.draft_forwards
+    if everything != claimed or (not drafting_itself and mine != stats.target_forwards):
+        raise LawBroken(
+            f"{method} on {lm.name} reports {stats.target_forwards} target and {stats.draft_forwards} draft forwards, "
+            f"but there were {mine} of the target and {everything - mine} of other networks"
+        )
+    if not stats.tokens_per_forward > 1:
+        raise LawBroken(
+            f"{method} on {lm.name} took {stats.target_forwards} target forwards for {stats.tokens} tokens of a "
+            "repetitive text: it saves no work"
+        )
+    return stats
+
+
+def _drafts(lm: LM) -> list[LM]:
+    return list(lm.companions.values())
+
+
+def _networks(models: Iterable[LM]) -> list[TransformersLM]:
+    return list({id(m): m for m in models if isinstance(m, TransformersLM)}.values())

@@ -1,0 +1,214 @@
+"""Independent answers: what the model itself would write, found without any code of the methods.
+
+`NetworkOracle` asks transformers' own generate on a separate copy of the network, with the network's own attention.
+`TableOracle` reads an enumerable model's table; its formulas are plain Python on lists, on purpose.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from segue.data import FinishReason, Settings
+from segue.laws.enumerate import Law
+from segue.models.lm import LM
+from segue.models.transformers_lm import TransformersLM
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Greedy output with the rows it was read from."""
+
+    tokens: list[int]
+    reason: FinishReason
+    logits: Tensor  # (n, V) as the model gave them
+    scores: Tensor  # (n, V) after penalties and constraints: every token is the arg-max of its row
+
+
+class Oracle(Protocol):
+    """Knows what greedy decoding gives."""
+
+    def answer(self, prompt: Sequence[int], settings: Settings) -> Answer: ...
+
+
+def endings(lm: LM, settings: Settings) -> set[int]:
+    """Tokens that end a text."""
+    return set(settings.stop_tokens) | (set() if settings.ignore_eos else set(lm.eos_ids))
+
+
+def room(lm: LM, prompt: Sequence[int], settings: Settings) -> int:
+    """Tokens that may be written after a prompt."""
+    return min(settings.max_tokens, lm.context_length - len(prompt))
+
+
+class NetworkOracle:
+    """transformers' generate(do_sample=False); answers are kept, since every method is held to the same ones.
+
+    `network`: the same model, loaded a second time by transformers. Without it the first one is copied, which needs
+    ordinary linear layers (load(..., pack_linears=False), or a network that was only wrapped).
+    """
+
+    def __init__(self, lm: TransformersLM, network: Any = None) -> None:
+        self._lm = lm
+        self._network: Any = copy.deepcopy(lm.network) if network is None else network
+        self._network.set_attn_implementation("eager")
+        self._network.generation_config = GenerationConfig()
+        self._known: dict[str, Answer] = {}
+
+    def answer(self, prompt: Sequence[int], settings: Settings) -> Answer:
+        return self.answers([prompt], settings)[0]
+
+    def answers(self, prompts: Sequence[Sequence[int]], settings: Settings, together: int = 1) -> list[Answer]:
+        """Answers to several prompts, so many in one batch of transformers. Its padding would count as text for
+        penalties, and its length limit is one for all: such requests are asked one by one all the same."""
+        if settings.presence_penalty or settings.frequency_penalty or settings.bad_words or settings.stop:
+            raise ValueError("transformers has no presence or frequency penalty, and this oracle no strings")
+        limits = {self._limit([prompt], settings) for prompt in prompts}
+        if settings.repetition_penalty != 1 or settings.logit_bias or settings.min_tokens or len(limits) > 1:
+            together = 1
+        keys = [
+            repr((list(prompt), self._limit([prompt], settings), self._ends(settings), settings)) for prompt in prompts
+        ]
+        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}
+        # Prompts of one length need no padding, and others little, when they are sorted.
+        order = sorted(missing, key=lambda key: len(missing[key]))
+        for start in range(0, len(order), together):
+            group = order[start : start + together]
+            self._known |= zip(group, self._generate([missing[key] for key in group], settings), strict=True)
+        return [self._known[key] for key in keys]
+
+    def _ends(self, settings: Settings) -> list[int]:
+        return sorted(endings(self._lm, settings))
+
+    def _limit(self, prompts: Sequence[Sequence[int]], settings: Settings) -> int:
+        return min(room(self._lm, prompt, settings) for prompt in prompts)
+
+    def _generate(self, prompts: Sequence[Sequence[int]], settings: Settings) -> list[Answer]:
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=self._lm.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._lm.device)
+        ends, limit = self._ends(settings), self._limit(prompts, settings)
+        out = self._network.generate(
+            ids,
+            attention_mask=mask,  # without it transformers takes tokens that equal the padding id for padding
+            do_sample=False,
+            max_new_tokens=limit,
+            min_new_tokens=min(settings.min_tokens, limit) or None,
+            repetition_penalty=settings.repetition_penalty,
+            sequence_bias={(token,): bias for token, bias in settings.logit_bias.items()} or None,
+            eos_token_id=ends or None,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+            output_scores=True,
+        )
+        logits, scores = torch.stack(out.logits, 1), torch.stack(out.scores, 1)
+        found = []
+        for row, output in enumerate(out.sequences[:, width:].tolist()):
+            last = next((i for i, token in enumerate(output) if token in ends), None)
+            tokens = output if last is None else output[: last + 1]
+            reason: FinishReason = "length" if last is None else "stop"
+            found.append(Answer(tokens, reason, logits[row, : len(tokens)], scores[row, : len(tokens)]))
+        return found
+
+
+class Table(Protocol):
+    """A model whose next-token logits can be looked up."""
+
+    eos_ids: frozenset[int]
+    context_length: int
+
+    def logits_after(self, context: Sequence[int]) -> Tensor: ...
+
+
+class TableOracle:
+    """The exact law of an enumerable model, and its greedy output."""
+
+    def __init__(self, lm: Any) -> None:
+        if not hasattr(lm, "logits_after"):
+            raise ValueError(f"{lm.name} is not enumerable: it has no logits_after(context)")
+        self._lm = lm
+
+    def answer(self, prompt: Sequence[int], settings: Settings) -> Answer:
+        ends = endings(self._lm, settings)
+        ids, logits, scores = list(prompt), [], []
+        reason: FinishReason = "length"
+        for _ in range(room(self._lm, prompt, settings)):
+            logits.append(self._lm.logits_after(ids).tolist())
+            scores.append(self._scores(ids, len(prompt), settings))
+            ids.append(scores[-1].index(max(scores[-1])))
+            if ids[-1] in ends:
+                reason = "stop"
+                break
+        return Answer(ids[len(prompt) :], reason, torch.tensor(logits).double(), torch.tensor(scores).double())
+
+    def law(self, prompt: Sequence[int], settings: Settings) -> Law:
+        """Probability of every output."""
+        ends = endings(self._lm, settings)
+        limit = room(self._lm, prompt, settings)
+        finished: Law = {}
+        open_texts: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
+        while open_texts:
+            output, weight = open_texts.pop()
+            p = warped(self._scores([*prompt, *output], len(prompt), settings), settings)
+            for token, chance in enumerate(p):
+                if chance > 0:
+                    text = (*output, token)
+                    if token in ends or len(text) == limit:
+                        finished[text] = weight * chance
+                    else:
+                        open_texts.append((text, weight * chance))
+        return finished
+
+    def _scores(self, ids: list[int], prompt_length: int, settings: Settings) -> list[float]:
+        """Logits after bias, repetition, presence and frequency penalties and the least length, in that order."""
+        scores: list[float] = self._lm.logits_after(ids).tolist()
+        output = ids[prompt_length:]
+        for token in range(len(scores)):
+            scores[token] += settings.logit_bias.get(token, 0.0)
+            if token in ids:
+                scores[token] *= settings.repetition_penalty ** (1 if scores[token] < 0 else -1)
+            count = output.count(token)
+            scores[token] -= settings.presence_penalty * (count > 0) + settings.frequency_penalty * count
+        if len(output) < settings.min_tokens:
+            for token in {*self._lm.eos_ids, *settings.stop_tokens}:
+                scores[token] = -math.inf
+        return scores
+
+
+def warped(scores: list[float], settings: Settings) -> list[float]:
+    """Probabilities after temperature, top-k, top-p, min-p and typical-p, each acting on what the last one left."""
+    p = softmax([s / settings.temperature for s in scores])
+    order = sorted(range(len(p)), key=lambda t: -p[t])
+    if settings.top_k:
+        least = p[order[min(settings.top_k, len(p)) - 1]]
+        p = share([m if m >= least else 0.0 for m in p])
+    if settings.top_p < 1:
+        before = [sum(m for m in p if m > mine) for mine in p]
+        p = share([m if b < settings.top_p else 0.0 for m, b in zip(p, before, strict=True)])
+    if settings.min_p:
+        p = share([m if m >= settings.min_p * max(p) else 0.0 for m in p])
+    if settings.typical_p < 1:
+        entropy = -sum(m * math.log(m) for m in p if m > 0)
+        strange = [abs(-math.log(m) - entropy) if m > 0 else math.inf for m in p]
+        before = [sum(m for m, s in zip(p, strange, strict=True) if s < mine) for mine in strange]
+        p = share([m if b < settings.typical_p else 0.0 for m, b in zip(p, before, strict=True)])
+    return p
+
+
+def softmax(scores: list[float]) -> list[float]:
+    largest = max(scores)
+    return share([math.exp(s - largest) for s in scores])
+
+
+def share(mass: list[float]) -> list[float]:
+    """Mass as shares of its sum."""
+    total = sum(mass)
+    return [m / total for m in mass]

@@ -1,0 +1,117 @@
+"""The laws that a method's card selects, run in one world."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from segue import catalog
+from segue.card import Card, Learned, Limit, SameDistribution, SameTarget, SameTokens
+from segue.data import Settings
+from segue.decode.speculative.base import Speculative
+from segue.laws.base import LawBroken
+from segue.laws.edges import edges, ending_at
+from segue.laws.less_work import less_work
+from segue.laws.limit import limit
+from segue.laws.oracle import TableOracle
+from segue.laws.same_distribution import as_far_as
+from segue.laws.same_tokens import Compared, same_tokens
+from segue.laws.worlds import World, neighbour
+from segue.models.lm import LM
+from segue.models.method import Method
+from segue.models.transformers_lm import TransformersLM
+
+# What a need on a card is met with, given the target: the values of the fields that name it.
+Companions = Mapping[str, Callable[[LM], dict[str, Any]]]
+ORDINARY: Companions = {"a draft model": lambda lm: {"draft": neighbour(lm)}}
+IDEAL: Companions = {"a draft model": lambda lm: {"draft": lm}}  # saves the most forwards
+
+SAMPLED = (
+    Settings(temperature=1.0),
+    Settings(temperature=0.7, top_p=0.8),
+    Settings(temperature=1.3, top_k=2, repetition_penalty=1.4),
+    # transformers keeps biases in float32, hence one that is exact there.
+    Settings(temperature=0.9, min_p=0.1, presence_penalty=0.5, frequency_penalty=0.3, logit_bias={1: 0.75}),
+    Settings(temperature=1.0, typical_p=0.7, min_tokens=2),
+)
+TOKENS = 20  # greedy tokens per prompt
+BRANCHES = 80  # an enumeration with more is the last of its settings
+
+
+def check(
+    method: str | type, world: World, *, companions: Companions = ORDINARY, ideal: Companions = IDEAL
+) -> dict[str, Any]:
+    """Run what the card promises and this world can show; returns the reports by the name of the promise.
+
+    `method`: a name of the catalog, or a class with a card. `companions` meet the needs of the card, and `ideal` those
+    of the law that counts forwards.
+    """
+    cls = load(method)
+    card: Card = cls.card
+    ran: dict[str, Any] = {}
+    for promise in card.exact:
+        name = type(promise).__name__
+        if isinstance(promise, SameTokens):
+            ran[name] = _same_tokens(build(cls, world.lm, companions), world)
+            if isinstance(world.lm, TransformersLM) and issubclass(cls, Speculative):
+                ran["less work"] = less_work(build(cls, world.lm, ideal), world.lm, repetitive(world))
+        elif isinstance(promise, SameDistribution) and isinstance(world.oracle, TableOracle):
+            ran[name] = _same_distribution(build(cls, world.lm, companions), world)
+        elif isinstance(promise, Limit) and isinstance(world.oracle, TableOracle):
+            ran[name] = _limit(cls, promise, world, companions)
+        elif isinstance(promise, SameTarget | Learned):
+            raise LawBroken(f"{cls.__name__} promises {name}, and there is no law for it yet")
+    return ran
+
+
+def load(method: str | type) -> Any:
+    """The class of a method."""
+    if isinstance(method, type):
+        return method
+    entry = catalog.find(method)
+    return getattr(importlib.import_module(entry.module), entry.class_name)
+
+
+def build(cls: Any, lm: LM, companions: Companions, **values: Any) -> Method:
+    """A method object for a model, its needs met."""
+    for need in cls.card.needs:
+        if need in companions:
+            values |= companions[need](lm)
+    method: Method = cls(**values)
+    return method
+
+
+def repetitive(world: World) -> list[int]:
+    """A prompt with its own greedy continuation: the model goes on as it did."""
+    prompt = world.prompts[0]
+    return [*prompt, *world.oracle.answer(prompt, Settings(max_tokens=24, ignore_eos=True)).tokens]
+
+
+def _same_tokens(method: Method, world: World) -> Compared:
+    report = same_tokens(method, world.lm, world.oracle, world.prompts, Settings(max_tokens=TOKENS))
+    for edge in edges(world.lm, world.oracle, repetitive(world)):
+        with ending_at(world.lm, edge.eos):
+            try:
+                report += same_tokens(method, world.lm, world.oracle, [edge.prompt], edge.settings, batch=False)
+            except Exception as error:
+                error.add_note(f"at the edge {edge.name!r}")
+                raise
+    return report
+
+
+def _same_distribution(method: Method, world: World) -> list[Any]:
+    seen = []
+    for settings in SAMPLED:
+        seen += as_far_as(BRANCHES, method, world.lm, world.prompts[-1], settings)
+    tested = any(s.accepting for s in seen) and any(s.refusing for s in seen)
+    if isinstance(method, Speculative) and not tested:
+        raise LawBroken(f"no branch of {method} kept (or none refused) a drafted token: nothing was put to the test")
+    return seen
+
+
+def _limit(cls: Any, promise: Limit, world: World, companions: Companions) -> list[float]:
+    lms = [world.lm, neighbour(world.lm, 2), neighbour(world.lm, 3)]
+    cases = [(lm, world.prompts[-1], Settings(temperature=1.0, max_tokens=3)) for lm in lms]
+    # A knob of a draft model acts only on drafts that the draft model is not sure about.
+    return limit(lambda lm, value: build(cls, lm, companions, **{promise.knob: value}), promise, cases)

@@ -1,0 +1,94 @@
+"""Tiny worlds for the laws: random networks of several families, and enumerable tables. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config
+
+from segue.laws.oracle import NetworkOracle, Oracle, TableOracle
+from segue.models.lm import LM
+from segue.models.load import wrap
+from segue.models.toy import ToyLM
+from segue.models.transformers_lm import TransformersLM
+
+FAMILIES = ("llama", "gpt2", "gemma2", "qwen3")
+VOCABULARY = 96
+CONTEXT = 96
+LENGTHS = (2, 7, 19, 33)  # of the prompts of a network world
+_SPREAD = 0.3  # of the random weights: large enough that outputs vary
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, somebody who knows what it would write, and prompts."""
+
+    lm: LM
+    oracle: Oracle
+    prompts: list[list[int]]
+
+
+def network(family: str, seed: int = 0) -> Any:
+    """A two-layer network with random weights: grouped queries (llama), learned positions (gpt2), sliding windows
+    (gemma2 with soft-caps, qwen3)."""
+    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None}
+    block: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    block |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": CONTEXT, "pad_token_id": None}
+    configs = {
+        "llama": lambda: LlamaConfig(**sizes, **block),
+        "gpt2": lambda: GPT2Config(**sizes, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT),
+        "gemma2": lambda: Gemma2Config(
+            **sizes, **block, sliding_window=8, query_pre_attn_scalar=8, tie_word_embeddings=False
+        ),
+        "qwen3": lambda: Qwen3Config(**sizes, **block, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    }
+    if family not in configs:
+        raise ValueError(f"no tiny network of family {family!r}: there are {', '.join(configs)}")
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(configs[family]()).float().eval()
+    return _shake(model, _SPREAD, seed, keep=0.0)
+
+
+def network_world(family: str, seed: int = 0) -> World:
+    """A tiny network with transformers' generate as the oracle."""
+    lm = wrap(network(family, seed), name=f"tiny-{family}-{seed}")
+    generator = torch.Generator().manual_seed(seed)
+    prompts = [torch.randint(VOCABULARY, (length,), generator=generator).tolist() for length in LENGTHS]
+    return World(lm, NetworkOracle(lm), prompts)
+
+
+def toy_world(vocab_size: int = 3, eos: int | None = None, seed: int = 0) -> World:
+    """A table with its exact law; its prompts repeat themselves."""
+    lm = ToyLM(vocab_size, 2, seed, eos=eos)
+    lm.context_length = 64
+    return World(lm, TableOracle(lm), [[0], [1, 0, 1, 0, 1], [i % vocab_size for i in range(7)]])
+
+
+def neighbour(lm: LM, seed: int = 1) -> LM:
+    """A model that often agrees with `lm`, and often does not: a draft for the laws."""
+    if isinstance(lm, ToyLM):
+        other = ToyLM(lm.vocab_size, lm.order, seed + 100)
+        other.table = (lm.table + other.table) / 2
+        other.name = f"{lm.name}-neighbour"
+        return other
+    if not isinstance(lm, TransformersLM):
+        raise ValueError(f"{lm.name} has no neighbour: give the laws a draft model for it")
+    return wrap(_shake(copy.deepcopy(lm.network), _SPREAD / 8, seed), lm.tokenizer, name=f"{lm.name}-neighbour")
+
+
+def _shake(model: Any, spread: float, seed: int, keep: float = 1.0) -> Any:
+    """Add noise to `keep` times all matrices and biases. The generator is ours: the same seed is the same network."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim >= 2 or name.endswith("bias"):
+                weight.mul_(keep).add_(torch.randn(weight.shape, generator=generator) * spread)
+    return model
