@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: run test check clean
 
 run: .venv/.core
-	$(BIN)/segue generate "Once upon a time there was a" --method token_recycling --max-tokens 64
+	printf 'User: I want to book a table for two.\nAssistant:' | $(BIN)/segue generate --method token_recycling --max-tokens 64
 
 test: .venv/.test
 	$(MAKE) --no-print-directory check

@@ -17,7 +17,7 @@ INTERRUPTED = 128 + 2
 
 app = typer.Typer(
     name="segue",
-    help="Decode language models in segments: every published speculative and parallel method, one engine.",
+    help="Decode language models in segments: published speculative and parallel methods, one engine.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

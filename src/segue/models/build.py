@@ -1,0 +1,103 @@
+"""Fresh Llama models from numbers, and checkpoint folders that plain transformers can load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """The numbers that fix a Llama model with tied embeddings."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    head_dim: int = 64
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+
+
+def fresh_llama(shape: LlamaShape, generator: torch.Generator, *, end_of_text: int, padding: int) -> LlamaForCausalLM:
+    """A float32 Llama whose matrices are drawn from `generator`; the global random state is left alone."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        **asdict(shape),
+        tie_word_embeddings=True,
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
+        pad_token_id=padding,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = LlamaForCausalLM(config)
+    deep = (2 * shape.num_hidden_layers) ** -0.5  # the residual stream keeps its scale at any depth
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2:
+                scale = deep if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                weight.normal_(0.0, config.initializer_range * scale, generator=generator)
+    return model
+
+
+def project_embeddings(teacher: LlamaForCausalLM, student: LlamaForCausalLM) -> None:
+    """Start the student's embeddings as the leading principal directions of the teacher's, at its own scale."""
+    import torch
+
+    with torch.no_grad():
+        wide, narrow = teacher.get_input_embeddings().weight, student.get_input_embeddings().weight  # (V, D)
+        directions = torch.linalg.eigh(wide.T @ wide).eigenvectors.flip(-1)  # largest variance first
+        columns = min(wide.shape[1], narrow.shape[1])
+        projected = wide @ directions[:, :columns]
+        narrow[:, :columns] = projected * (narrow.std() / projected.std())
+
+
+def load_llama(folder: Path) -> LlamaForCausalLM:
+    """The float32 model saved in `folder`."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"no model in {folder}: config.json is missing; give a folder made by save_llama")
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model
+
+
+def save_llama(model: LlamaForCausalLM, tokenizer_file: Path, folder: Path) -> None:
+    """Write `model` in bfloat16 with its tokenizer to `folder`, replacing what was there in one step."""
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    config = model.config
+    rounded = LlamaForCausalLM(config).to(torch.bfloat16)
+    rounded.load_state_dict(model.state_dict())
+    staging = folder.with_name(folder.name + ".new")
+    shutil.rmtree(staging, ignore_errors=True)
+    rounded.save_pretrained(staging)
+    special: dict[str, Any] = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer_file),
+        clean_up_tokenization_spaces=False,
+        model_max_length=config.max_position_embeddings,
+        **special,
+    ).save_pretrained(staging)
+    for file in staging.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(staging, folder)
+    shutil.rmtree(old, ignore_errors=True)
