@@ -21,7 +21,7 @@ check:
 # torch first and pinned: alone it resolves to the CPU build where one lies at hand, and no other requirement moves it.
 .venv/.core: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet "torch==2.13.*"
+	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -e .
 	touch $@
 
