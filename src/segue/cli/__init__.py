@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     SEGUE_DEBUG=1 shows the traceback of a user's error; any other exception is a bug and always shows it.
     """
-    # OpenMP threads that spin while they wait slow each other down 5 to 20 times as soon as another process wants a
-    # core (LOG.md). The variable is read when torch is imported, which no command has done yet.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that spin for long while they wait slow each other down many times over as soon as another process
+    # wants a core (LOG.md). The variable is read when torch is imported, which no command has done yet.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _invoke(given or ["--help"])
