@@ -129,6 +129,7 @@ class KVCache:
         own_values[index, :, start:end] = values[0]
         return own_keys[index : index + 1, :, :end], own_values[index : index + 1, :, :end]
 
+    @torch.inference_mode()  # as in the forward: its buffers may only be written in that mode
     def commit(self, path: list[int]) -> None:
         """Keep the provisional rows numbered in `path`, in that order, in every layer that ran."""
         start = self.lengths[self.ran[0]] - self.base
@@ -155,6 +156,7 @@ class KVCache:
             self.shared = tuple(kept)
             self._buffers, self._capacity = [], 0
 
+    @torch.inference_mode()
     def fork(self) -> KVCache:
         """A second cache with the same past. A long private part becomes a shared piece, a short one is copied.
 

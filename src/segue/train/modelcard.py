@@ -27,8 +27,8 @@ FORMS: Mapping[str, str] = {
 
 INTRODUCTION = """\
 Two small Llama models trained from random weights on the data sets below, to have a real target and a real
-draft at hand without a download. They are test pieces for decoding methods: they write fluent-looking text in
-the forms they were trained on and know almost nothing."""
+draft at hand without a download. They are test pieces for decoding methods: they keep to the forms they were
+trained on, but their sentences are half-formed and they know almost nothing."""
 
 LOADING = """\
 Both are `LlamaForCausalLM` with tied embeddings, rotary positions (base 10000), RMS norm and bfloat16 weights,
@@ -48,6 +48,7 @@ Written by mini at temperature 0.8, up to 64 tokens, first draw, unedited. The p
 held-out document; what the model wrote follows the mark ▶."""
 
 LIMITS = """\
+- They saw few tokens (see Training), one to three per parameter: invented words and broken code are common.
 - Facts, sums and translations are mostly wrong; nothing these models say should be relied on.
 - English, plus short German sentences. Other languages come back from the tokenizer but were not learned.
 - No summarisation data: `Summarize:` prompts are continued as prose.
