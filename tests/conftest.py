@@ -1,4 +1,4 @@
-"""Tests run two at a time (pytest-xdist), so each keeps to one thread."""
+"""Tests run two at a time (pytest-xdist), so each keeps to one thread; tiny networks are fastest so anyway."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
-import torch
 
 from segue.data import DraftTree, Scores
 from segue.laws.worlds import World, network_world
@@ -21,14 +20,6 @@ class Heard:
     pasts: list[list[int]] = field(default_factory=list)
     trees: list[DraftTree] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="package")
