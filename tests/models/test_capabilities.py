@@ -53,6 +53,13 @@ def test_a_window_that_only_masks_know_bounds_the_context() -> None:
     assert wrap(build(config)).context_length == 12
 
 
+def test_a_sliding_layer_of_unknown_size_is_refused() -> None:
+    network = build(CONFIGS["llama"]())
+    network.config.layer_types = ["full_attention", "sliding_attention", "full_attention"]
+    with pytest.raises(CapabilityError, match="layer 1 is a sliding window of unknown size"):
+        wrap(network)
+
+
 def test_a_window_that_the_family_ignores_does_not() -> None:
     config = CONFIGS["llama"]()
     config.sliding_window = 12

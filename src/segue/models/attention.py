@@ -68,6 +68,14 @@ class Plan:
 
     items: list[Item]
     seen: dict[int, tuple[Tensor, Tensor, int | None]] | None = None  # while probing: layer -> (key, value, window)
+    pieces: list[tuple[Shared, list[int]]] = field(init=False)  # shared pieces with the numbers of their readers
+
+    def __post_init__(self) -> None:
+        readers: dict[tuple[int, int], tuple[Shared, list[int]]] = {}
+        for number, item in enumerate(self.items):
+            for piece in item.cache.shared:
+                readers.setdefault((id(piece.buffers), piece.rows), (piece, []))[1].append(number)
+        self.pieces = list(readers.values())
 
 
 _current: ContextVar[Plan | None] = ContextVar("segue_plan", default=None)
@@ -119,8 +127,7 @@ def attention(
     if plan.seen is not None:
         plan.seen[layer] = key, value, sliding_window
     plain = softcap is None and s_aux is None
-    pieces = _shared_pieces(plan)
-    merged = _attend_shared(plan, pieces, layer, query, scale, sliding_window, softcap) if pieces else {}
+    merged = _attend_shared(plan, layer, query, scale, sliding_window, softcap) if plan.pieces else {}
     outputs = []
     for number, item in enumerate(plan.items):
         rows = slice(item.start, item.stop)
@@ -148,18 +155,8 @@ def attention(
     return joined.transpose(1, 2), None
 
 
-def _shared_pieces(plan: Plan) -> list[tuple[Shared, list[int]]]:
-    """Every shared piece in the pack with the numbers of the items that read it."""
-    readers: dict[tuple[int, int], tuple[Shared, list[int]]] = {}
-    for number, item in enumerate(plan.items):
-        for piece in item.cache.shared:
-            readers.setdefault((id(piece.buffers), piece.rows), (piece, []))[1].append(number)
-    return list(readers.values())
-
-
 def _attend_shared(
     plan: Plan,
-    pieces: list[tuple[Shared, list[int]]],
     layer: int,
     query: Tensor,
     scale: float,
@@ -168,7 +165,7 @@ def _attend_shared(
 ) -> dict[int, list[tuple[Tensor, Tensor]]]:
     """Partial results of every item over the pieces it shares, one attention call for all readers of a piece."""
     merged: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for piece, numbers in pieces:
+    for piece, numbers in plan.pieces:
         items = [plan.items[n] for n in numbers]
         keys, values = items[0].cache.piece(piece, layer)
         everyone = len(numbers) == len(plan.items)

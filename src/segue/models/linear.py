@@ -1,6 +1,6 @@
 """Linear layers with weights packed once for oneDNN, where that is faster: on CPUs, after loading.
 
-PyTorch's own linear repacks a bfloat16 weight on every call. The packed product is the same arithmetic; in float32 it
+PyTorch's own linear is handed the plain weight on every call. The packed product is the same arithmetic; in float32 it
 may differ in the last bits because sums are taken in another order.
 """
 

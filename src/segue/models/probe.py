@@ -158,16 +158,22 @@ def _unseen_window(network: PreTrainedModel, seen: dict[int, tuple[Tensor, Tenso
     kinds = getattr(config, "layer_types", None)
     windowed = [layer for layer in seen if kinds is None or kinds[layer] == "sliding_attention"]
     window = getattr(config, "sliding_window", None)
-    if not isinstance(window, int) or all(seen[layer][2] is not None for layer in windowed):
+    if all(seen[layer][2] is not None for layer in windowed):
         return None
+    if not isinstance(window, int):
+        if kinds is None:
+            return None
+        raise CapabilityError(f"layer {windowed[0]} is a sliding window of unknown size")
     tokens = torch.arange(1, 9) * 7 % config.vocab_size
     network.set_attn_implementation("eager")
     rows = []
-    for size in (window, 2):
-        config.sliding_window = size
-        rows.append(network(**_inputs(network, tokens, list(range(8))), use_cache=False).logits[0, -1])
-    config.sliding_window = window
-    network.set_attn_implementation(attention.NAME)
+    try:
+        for size in (window, 2):
+            config.sliding_window = size
+            rows.append(network(**_inputs(network, tokens, list(range(8))), use_cache=False).logits[0, -1])
+    finally:
+        config.sliding_window = window
+        network.set_attn_implementation(attention.NAME)
     return None if torch.equal(*rows) else window
 
 
