@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segue.train.tokenizer import END_OF_TEXT, PADDING, train_tokenizer
+from segue.models.build import END_OF_TEXT, PADDING
+from segue.train.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["Häuser stehen in 1984 Reihen.", "def f(x):\n    return x\n"] * 20, 320)
 

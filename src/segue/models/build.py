@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 
+END_OF_TEXT = "<|endoftext|>"
+PADDING = "<|pad|>"
+
+
 @dataclass(frozen=True)
 class LlamaShape:
     """The numbers that fix a Llama model with tied embeddings."""
@@ -86,7 +90,7 @@ def save_llama(model: LlamaForCausalLM, tokenizer_file: Path, folder: Path) -> N
     staging = folder.with_name(folder.name + ".new")
     shutil.rmtree(staging, ignore_errors=True)
     rounded.save_pretrained(staging)
-    special: dict[str, Any] = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
+    special: dict[str, Any] = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PADDING}
     PreTrainedTokenizerFast(
         tokenizer_file=str(tokenizer_file),
         clean_up_tokenization_spaces=False,

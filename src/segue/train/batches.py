@@ -19,8 +19,9 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
+from segue.models.build import END_OF_TEXT
 from segue.train.corpus import SOURCES
-from segue.train.tokenizer import END_OF_TEXT, special_id, train_tokenizer
+from segue.train.tokenizer import special_id, train_tokenizer
 
 TOKENIZER_CHARACTERS = 24_000_000  # sample the tokenizer learns from, divided as the mixture is
 HELDOUT_CHARACTERS = 120_000  # per source, for perplexity

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-from segue.models.build import fresh_llama, load_llama, project_embeddings, save_llama
+from segue.models.build import END_OF_TEXT, PADDING, fresh_llama, load_llama, project_embeddings, save_llama
 from segue.train import checkpoints
 from segue.train.batches import Reader, prepare, sequences_per
 from segue.train.evaluate import heldout
 from segue.train.journal import Journal
 from segue.train.provenance import provenance
 from segue.train.recipes import Recipe
-from segue.train.tokenizer import END_OF_TEXT, PADDING, special_id
+from segue.train.tokenizer import special_id
 
 CHECKPOINT_SECONDS = 120.0
 EXPORT_SECONDS = 600.0  # between small evaluations, each with a usable model

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from segue.models.build import load_llama
+from segue.models.build import END_OF_TEXT, load_llama
 from segue.train.corpus import SOURCES
 from segue.train.evaluate import agreement
 from segue.train.modelcard import Sample, data_licences, model_card
-from segue.train.tokenizer import END_OF_TEXT, special_id
+from segue.train.tokenizer import special_id
 
 CURVE_POINTS = 200
 AGREEMENT_TOKENS = 16_384  # per source

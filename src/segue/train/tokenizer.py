@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-END_OF_TEXT = "<|endoftext|>"
-PADDING = "<|pad|>"
+from segue.models.build import END_OF_TEXT, PADDING
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
