@@ -21,7 +21,8 @@ def model() -> Model:
 
 
 def test_one_prompt_gives_a_completion(model: Model) -> None:
-    out = model.generate(PROMPT, max_tokens=16)
+    assert model.generate(PROMPT, max_tokens=4).stats.method == "auto"
+    out = model.generate(PROMPT, "plain", max_tokens=16)
     assert isinstance(out, Completion)
     assert len(out.tokens) == 16
     assert out.finish_reason == "length"

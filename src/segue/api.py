@@ -16,7 +16,7 @@ from segue.models.method import Method
 from segue.models.run import Decoder, Run, Spawn
 
 Prompt = str | Sequence[int]
-DEFAULT_METHOD = "plain"
+DEFAULT_METHOD = "auto"
 
 
 @dataclass(frozen=True)

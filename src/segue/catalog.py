@@ -108,7 +108,7 @@ def read(path: Path) -> Entry | None:
         module=".".join(("segue", *parts)),
         path=path,
         card=_build(call),
-        fields=tuple(_fields(node, source.splitlines())),
+        fields=tuple(_all_fields(node, source, path.parent / "base.py")),
         doc=ast.get_docstring(tree) or "",
         summary=(ast.get_docstring(node) or "").split("\n")[0],
     )
@@ -134,12 +134,40 @@ def build(name: str, /, **values: Any) -> Any:
             near = difflib.get_close_matches(field, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'no fields'}"
             raise ValueError(f"{name} has no field {field!r}: {hint}")
-    return cls(**{field: convert(name, known[field], value) for field, value in values.items()})
+    given = {field: convert(name, known[field], value) for field, value in values.items()}
+    for stated in entry.fields:
+        if stated.type == "Methods" and not given.get(stated.name):
+            given[stated.name] = _members(entry, given)
+    return cls(**given)
+
+
+def _members(entry: Entry, given: dict[str, Any]) -> tuple[Any, ...]:
+    """The lossless methods of the same family that a choosing method has at hand, within its `allow` and `deny`. A
+    field that a member shares with the chooser (a draft model) is handed on."""
+    allow, deny = given.get("allow", ()), given.get("deny", ())
+    for name in (*allow, *deny):
+        find(name)
+    members = []
+    for other in entries().values():
+        lossless = {type(promise).__name__ for promise in other.card.exact} >= {"SameTokens", "SameDistribution"}
+        if other.family != entry.family or other.name == entry.name or not lossless:
+            continue
+        if other.name in deny or (allow and other.name not in allow):
+            continue
+        shared = {field.name: given[field.name] for field in other.fields if field.name in given}
+        members.append(build(other.name, **shared))
+    return tuple(members)
 
 
 def convert(method: str, field: Field, value: Any) -> Any:
     """A field's value from text, by the type the dataclass states; anything else is checked against it."""
     kind = field.type
+    if kind == "Names":
+        names = value.split(",") if isinstance(value, str) else value
+        return tuple(name.strip() for name in names if name.strip())
+    if kind == "Methods":
+        members = value.split(",") if isinstance(value, str) else value
+        return tuple(build(member.strip()) if isinstance(member, str) else member for member in members)
     if kind == "bool" and isinstance(value, str):
         words = {
             "true": True,
@@ -186,6 +214,19 @@ def _build(node: ast.expr | None) -> Any:
         return tuple(_build(item) for item in node.elts)
     assert node is not None
     return ast.literal_eval(node)
+
+
+def _all_fields(node: ast.ClassDef, source: str, base: Path) -> list[Field]:
+    """A method's fields in the order of dataclasses: its family's base class comes first."""
+    names = {getattr(b, "id", "") for b in node.bases}
+    found: dict[str, Field] = {}
+    if names and base.is_file():
+        text = base.read_text()
+        for cls in ast.parse(text).body:
+            if isinstance(cls, ast.ClassDef) and cls.name in names:
+                found |= {field.name: field for field in _fields(cls, text.splitlines())}
+    found |= {field.name: field for field in _fields(node, source.splitlines())}
+    return list(found.values())
 
 
 def _fields(node: ast.ClassDef, lines: list[str]) -> list[Field]:

@@ -92,7 +92,7 @@ BAD = [
     ({"id": "method", "prompt": "x", "method": "lookahed"}, "method", "did you mean lookahead"),
     ({"id": "kind", "prompt": "x", "method": 3}, "kind", '"method" is a name'),
     ({"id": "field", "prompt": "x", "method": "lookahead", "set": {"windw": 1}}, "field", "did you mean window?"),
-    ({"id": "name", "prompt": "x", "set": {"name": 1}}, "name", "plain has no field 'name'"),
+    ({"id": "name", "prompt": "x", "set": {"name": 1}}, "name", "auto has no field 'name'"),
     ({"id": "ends", "messages": [{"role": "user", "content": ""}], "stop": 5}, "ends", "stop=5 is not allowed"),
     ({"id": "role", "messages": [{"role": "robot", "content": ""}]}, "role", "role 'robot' is unknown"),
     ({"id": "talk", "messages": "Hello"}, "talk", "messages must be a list"),

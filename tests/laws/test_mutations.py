@@ -38,6 +38,25 @@ def recycled(lm: LM) -> TokenRecycling:
     return TokenRecycling(width=2, nodes=6, depth=2)
 
 
+@dataclass(frozen=True)
+class Mixed(DraftModel):
+    """A retrieved guess before every drawn token."""
+
+    def propose(self, run: Run, state: Sequence, budget: Budget) -> Generator[Request, Scores, DraftTree]:
+        drawn = yield from super().propose(run, state, budget)
+        tree, at = DraftTree.root(drawn.tokens[0]), 0
+        for node in range(1, len(drawn)):
+            tree.add(at, (drawn.tokens[node - 1] + 1) % run.lm.vocab_size)
+            if drawn.q:
+                tree.q[at] = drawn.q[node - 1]
+            at = tree.add(at, drawn.tokens[node], sampled=bool(drawn.q))
+        return tree
+
+
+def mixed(lm: LM) -> Mixed:
+    return Mixed(draft=neighbour(lm), gamma=2)
+
+
 def looked_up(lm: LM) -> PromptLookup:
     return PromptLookup()
 
@@ -58,6 +77,8 @@ class Mutation:
 KEEP_SAMPLED = "chance.keeps(float(p[token]), lenience * float(q[token]))"
 KEEP_DELTA = "chance.keeps(float(p[token]), 1.0)"
 BONUS = "return path, chance.index(p)"
+MATCH = "next((child for child in children[node] if tree.tokens[child] == token), None)"
+MISS = "return path, token"
 PREFIX = "prefix + [tree.tokens[i] for i in tree.path(node)]"
 
 MUTATIONS = {
@@ -71,15 +92,14 @@ MUTATIONS = {
     "rejection drawn from q": Mutation(
         base, "accept", BONUS, "return path, chance.index(p if q is None else q)", drafted, 0.2
     ),
-    "retrieved tokens always kept": Mutation(base, "accept", KEEP_DELTA, "True", looked_up, 0.8),
-    "retrieved tokens kept too easily": Mutation(
-        base, "accept", KEEP_DELTA, "chance.keeps(float(p[token]), 0.5)", looked_up, 0.3
+    "retrieved tokens always kept": Mutation(base, "accept", MATCH, "next(iter(children[node]), None)", looked_up, 0.8),
+    "a second draw after a miss": Mutation(base, "accept", MISS, "return path, chance.index(p)", recycled, 0.1),
+    "the draw is not the match": Mutation(base, "accept", "== token)", "!= token)", recycled, 0.3),
+    "drawn behind a mix: refused token stays in p": Mutation(rule, "without", "rest[token] = 0", "pass", mixed, 0.05),
+    "behind a mix: siblings tested against the first p": Mutation(
+        base, "accept", "p = without(p, token)", "pass", mixed, 0.05
     ),
-    "refused token stays in p": Mutation(rule, "without", "rest[token] = 0", "pass", recycled, 0.15),
-    "refused token removed, p not renormalised": Mutation(
-        rule, "without", "rest / total if float(total) > 0 else p", "rest", recycled, 0.1
-    ),
-    "siblings tested against the first p": Mutation(base, "accept", "p = without(p, token)", "pass", recycled, 0.15),
+    "behind a mix: retrieved tokens always kept": Mutation(base, "accept", KEEP_DELTA, "True", mixed, 0.1),
     "penalties of the round's first prefix": Mutation(Speculative, "_accept", PREFIX, "run.ids", drafted, 0.2, PENALTY),
     "penalties without the drafted path": Mutation(Speculative, "_accept", PREFIX, "run.ids", recycled, 0.2, PENALTY),
 }

@@ -25,7 +25,6 @@ def build(config: Any) -> Any:
     [
         ("bloom", lambda: tf.BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)),
         ("falcon", lambda: tf.FalconConfig(**SMALL, alibi=True)),
-        ("gptj", lambda: tf.GPTJConfig(vocab_size=97, n_embd=32, n_layer=2, n_head=4, rotary_dim=8, n_positions=128)),
         ("mpt", lambda: tf.MptConfig(vocab_size=97, d_model=32, n_layers=2, n_heads=4, max_seq_len=128)),
         ("mamba", lambda: tf.MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)),
         (

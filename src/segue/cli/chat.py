@@ -28,6 +28,8 @@ def chat(
     model: flags.Model = None,
     method: flags.Method = None,
     fields: flags.Set = None,
+    allow: flags.Allow = None,
+    deny: flags.Deny = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
     json: flags.Json = False,
@@ -38,7 +40,7 @@ def chat(
 
     From a pipe every line is one turn. With --json every answer is one JSON object a line.
     """
-    chosen = flags.method(method, flags.assignments(fields))
+    chosen = flags.method(method, flags.assignments(fields, allow, deny))
     from segue.api import Model, make_settings
     from segue.cli.conversation import Form
     from segue.cli.interrupt import Signals, StoppableEngine

@@ -15,6 +15,8 @@ Method = Annotated[str | None, typer.Option(help="Decoding method; `segue method
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A field of the method; repeatable.")
 ]
+Allow = Annotated[str | None, typer.Option(help="Drafters that auto may choose from, e.g. prompt_lookup,lookahead.")]
+Deny = Annotated[str | None, typer.Option(help="Drafters that auto leaves out.")]
 Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16, float16 or float64; what suits checkpoint and device if left out."),
@@ -23,9 +25,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
-def assignments(items: list[str] | None) -> dict[str, str]:
-    """The fields of a method from NAME=VALUE texts."""
-    values = {}
+def assignments(items: list[str] | None, allow: str | None = None, deny: str | None = None) -> dict[str, str]:
+    """The fields of a method from NAME=VALUE texts, and from the options that have their own name."""
+    values = {name: value for name, value in (("allow", allow), ("deny", deny)) if value is not None}
     for item in items or []:
         name, equals, value = item.partition("=")
         if not (name and equals):

@@ -21,6 +21,8 @@ def generate(
     model: flags.Model = None,
     method: flags.Method = None,
     fields: flags.Set = None,
+    allow: flags.Allow = None,
+    deny: flags.Deny = None,
     n: Annotated[int, typer.Option("--n", help="Samples; the prompt is read once for all.")] = 1,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
@@ -35,7 +37,7 @@ def generate(
     if n < 1:
         raise ValueError(f"--n {n} is not allowed: at least 1")
     text = read_prompt(prompt, prompt_file, token_ids)
-    chosen = flags.method(method, flags.assignments(fields))
+    chosen = flags.method(method, flags.assignments(fields, allow, deny))
     from segue.api import make_settings
 
     make_settings(**settings)  # wrong settings are told before a model is loaded

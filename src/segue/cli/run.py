@@ -28,6 +28,8 @@ def run(
     model: flags.Model = None,
     method: flags.Method = None,
     fields: flags.Set = None,
+    allow: flags.Allow = None,
+    deny: flags.Deny = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
     max_running: Annotated[int, typer.Option(help="Requests decoded at a time.")] = 64,
@@ -63,7 +65,7 @@ def run(
             report.note(f"not settings, so ignored: {keys}")
         from segue.cli.job import Planner
 
-        planner = Planner(method, flags.assignments(fields), settings)
+        planner = Planner(method, flags.assignments(fields, allow, deny), settings)
         planner.check()
         with Answers(out, found.keys) as answers:
             if retry_errors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
@@ -20,9 +20,17 @@ class Stats:
     draft_forwards: int = 0  # passes of other models
     drafted: int = 0  # proposed tokens
     accepted: int = 0  # proposed tokens that were kept
+    rounds: int = 0  # verification rounds
+    offered: list[int] = field(default_factory=list)  # at d: rounds whose draft reached depth d + 1
+    kept: list[int] = field(default_factory=list)  # at d: rounds whose accepted path reached depth d + 1
     seconds: float = 0.0  # from admission to the last token
+    prefill_seconds: float = 0.0  # in forwards that read the prompt
+    drafting_seconds: float = 0.0  # in proposing: code and forwards of drafts
+    verifying_seconds: float = 0.0  # in the target's other forwards
     first_token_seconds: float = 0.0
     peak_memory_bytes: int = 0  # of the process (or the GPU) so far
+    methods: dict[str, int] = field(default_factory=dict)  # rounds by who drafted, where that changes between rounds
+    note: str = ""  # what a method has to say about its choices
 
     @property
     def tokens_per_forward(self) -> float:
@@ -31,8 +39,24 @@ class Stats:
         return self.tokens / forwards if self.target_forwards else 0.0
 
     @property
+    def other_seconds(self) -> float:
+        """What is neither a forward nor drafting: acceptance, bookkeeping, waiting for other requests."""
+        return max(0.0, self.seconds - self.prefill_seconds - self.drafting_seconds - self.verifying_seconds)
+
+    @property
     def acceptance(self) -> float | None:
         return self.accepted / self.drafted if self.drafted else None
+
+    def book_round(self, offered: int, kept: int) -> None:
+        """Count a round whose draft was `offered` deep and whose first `kept` levels were accepted."""
+        self.rounds += 1
+        missing = offered - len(self.offered)
+        if missing > 0:
+            self.offered += [0] * missing
+            self.kept += [0] * missing
+        for depth in range(offered):
+            self.offered[depth] += 1
+            self.kept[depth] += depth < kept
 
     @property
     def tokens_per_second(self) -> float:
@@ -43,6 +67,7 @@ class Stats:
         data["tokens_per_forward"] = round(self.tokens_per_forward, 4)
         data["acceptance"] = None if self.acceptance is None else round(self.acceptance, 4)
         data["tokens_per_second"] = round(self.tokens_per_second, 2)
+        data["other_seconds"] = self.other_seconds
         return data
 
 

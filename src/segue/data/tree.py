@@ -61,6 +61,24 @@ class DraftTree:
                     child[key] = self.add(node, token, source=source)
                 node = child[key]
 
+    def merge(self, other: DraftTree) -> None:
+        """Add another tree's delta proposals from the same root. What both propose becomes one node that names both
+        sources: two drafters that agree are right more often than either."""
+        if any(other.sampled) or any(self.sampled):
+            raise ValueError("sampled proposals cannot be merged: their acceptance depends on how they were drawn")
+        children = {(parent, token): n for n, (parent, token) in enumerate(zip(self.parents, self.tokens, strict=True))}
+        placed = {0: 0}
+        for node in range(1, len(other)):
+            parent, token = placed[other.parents[node]], other.tokens[node]
+            own = children.get((parent, token))
+            if own is None:
+                own = self.add(parent, token, score=other.score[node], source=other.source[node])
+                children[parent, token] = own
+            else:
+                self.score[own] = max(self.score[own], other.score[node])
+                self.source[own] = f"{self.source[own]}+{other.source[node]}"
+            placed[node] = own
+
     def add(
         self,
         parent: int,
@@ -134,7 +152,10 @@ class DraftTree:
         proposals = [i for i in range(1, n) if not self.scored_only[i] and self.depths[i] <= deepest]
         proposals.sort(key=lambda i: (-survival[i], i))
         # A child's survival never exceeds its parent's and ties keep index order, so parents come first.
-        keep = {0, *proposals[: max(size - 1, 0)], *(i for i in range(n) if self.scored_only[i])}
+        return self.keep({0, *proposals[: max(size - 1, 0)], *(i for i in range(n) if self.scored_only[i])})
+
+    def keep(self, keep: set[int]) -> DraftTree:
+        """The subtree of these nodes, which must hold the root and the parent of each; their order stays."""
         new = {old: i for i, old in enumerate(sorted(keep))}
         tree = DraftTree.root(self.tokens[0])
         tree.replacement = self.replacement

@@ -35,7 +35,6 @@ class ScriptedChance:
     def __init__(self, script: Sequence[tuple[int, int]] = ()) -> None:
         self.weight = 1.0  # probability of the branches taken
         self.taken: list[tuple[int, int]] = []  # (branch, how many there were) of every choice
-        self.kept = self.refused = 0  # answers of `keeps`
         self._script = script
 
     def index(self, p: Tensor) -> int:
@@ -51,10 +50,7 @@ class ScriptedChance:
         if not (p >= 0 and q >= 0):
             raise LawBroken(f"a token was to be kept with probability {p} / {q}")
         chance = 0.0 if p == 0 else min(1.0, p / q) if q > 0 else 1.0
-        kept = self._take([(answer, c) for answer, c in ((True, chance), (False, 1 - chance)) if c > 0])
-        self.kept += kept
-        self.refused += not kept
-        return kept
+        return self._take([(answer, c) for answer, c in ((True, chance), (False, 1 - chance)) if c > 0])
 
     def following(self) -> list[tuple[int, int]] | None:
         """The script of the next branch, or None after the last."""
@@ -111,7 +107,8 @@ def distribution(lm: LM, method: Method, prompt: Sequence[int], settings: Settin
     def play(chance: ScriptedChance) -> tuple[tuple[int, ...], bool, bool]:
         kept.restore()
         (answer,) = decode(lm, method, [prompt], settings, source=chance, engine=engine)
-        return tuple(answer.tokens), chance.kept > 0, chance.refused > 0
+        stats = answer.stats
+        return tuple(answer.tokens), stats.accepted > 0, sum(stats.offered) > sum(stats.kept)
 
     p: Law = defaultdict(float)
     branches = accepting = refusing = 0

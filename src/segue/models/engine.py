@@ -8,6 +8,7 @@ need fit the memory budget. A request that fails takes down its own run only.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -196,9 +197,13 @@ class Engine:
                 want = request.want if last else Want(logits="none", layers=request.want.layers)
                 asks.append((request.sequence, DraftTree.chain(chunk), want))
         self.forwards += 1
+        begin = time.perf_counter()
         scores = asks[0][0].lm.forward(asks)
+        scores[0].packed.top()  # every run needs it, and a GPU is waited for here
+        seconds = time.perf_counter() - begin
         for (job, _), (sequence, _, _) in zip(pack, asks, strict=True):
-            book(job.run, sequence, prefill=isinstance(job.request, Prefill))
+            book(job.run, sequence, seconds, prefill=isinstance(job.request, Prefill))
+            job.run.sharing = len(pack)
         return scores
 
     def _deliver(self, pack: list[tuple[Job, int]], scores: list[Scores]) -> None:
@@ -215,13 +220,19 @@ class Engine:
             self._advance(job, mine)
 
 
-def book(run: Run, sequence: Sequence, *, prefill: bool) -> None:
-    """Count a forward on the run that asked for it."""
+def book(run: Run, sequence: Sequence, seconds: float, *, prefill: bool) -> None:
+    """Count a forward on the run that asked for it; a shared one is booked in full on everyone who shared it."""
+    stats = run.stats
     if sequence.drafts or sequence.lm is not run.lm:
-        run.stats.draft_forwards += 1
+        stats.draft_forwards += 1
+        stats.drafting_seconds += seconds
+        return
+    stats.target_forwards += 1
+    stats.prefill_forwards += prefill
+    if prefill:
+        stats.prefill_seconds += seconds
     else:
-        run.stats.target_forwards += 1
-        run.stats.prefill_forwards += prefill
+        stats.verifying_seconds += seconds
 
 
 def free_memory() -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from segue.data import DraftTree, Scores, Want
+from segue.models.cost import FLAT, Cost
 from segue.models.sequence import Sequence
 
 Ask = tuple[Sequence, DraftTree, Want]
@@ -26,6 +27,11 @@ class LM(ABC):
     def __init__(self) -> None:
         self.stores: dict[str, Any] = {}  # what drafters keep between requests, by method name
         self.companions: dict[str, LM] = {}  # draft models loaded for this one, by path
+
+    @property
+    def cost(self) -> Cost:
+        """What a forward costs by the number of its rows."""
+        return FLAT
 
     @abstractmethod
     def sequence(self) -> Sequence:

@@ -73,6 +73,7 @@ class Run:
         self.finish_reason: FinishReason | None = None
         self.logprobs: list[TokenLogprob] | None = None if settings.logprobs is None else []
         self.stats = Stats(method=method, prompt_tokens=len(prompt))
+        self.sharing = 1  # runs in the last forward, this one included
         self.started = time.perf_counter()
 
     @property
@@ -83,6 +84,10 @@ class Run:
     def remaining(self) -> int:
         """Tokens that may still be emitted."""
         return self.max_tokens - (len(self.ids) - self.prompt_length)
+
+    def step_seconds(self, rows: int) -> float:
+        """This run's share of a forward in which everyone who shares it brings that many rows."""
+        return self.lm.cost.step(rows * self.sharing) / self.sharing
 
     def prefill(self, want: Want | None = None) -> Decoder[Scores]:
         """Read the prompt. The last row of the result is what the first token is picked from."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from segue.data import CapabilityError, PackedLogits, Scores, Want
 from segue.models.attention import Item, Plan, following
+from segue.models.cost import Cost, cost_of
 from segue.models.kv import KVCache, Layout
 from segue.models.layers import skipping
 from segue.models.lm import LM, Ask
@@ -36,6 +38,11 @@ class TransformersLM(LM):
         self.bytes_per_row = layout.bytes_per_row
         self.device = network.get_input_embeddings().weight.device
         self.dtype: torch.dtype = network.dtype
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Measured on this machine when first asked for (under three seconds), and remembered."""
+        return cost_of(self)
 
     def sequence(self) -> Sequence:
         return Sequence(self, KVCache(self.layout))

@@ -4,6 +4,10 @@ For every node: p is the target's distribution after it. A *sampled* child t, dr
 u * q[t] < p[t], else p <- norm(max(0, p - q)) (and, drawn without replacement, q[t] <- 0, q <- norm(q)). A *delta*
 child t is accepted with probability p[t], else p[t] <- 0 and p is renormalised. If no child is accepted the next token
 is drawn from what is left of p. Greedy decoding is the same with a one-hot p.
+
+Where all children are delta, that rule is one draw from p: the child that was drawn is accepted, and without one the
+draw is the next token. Each token then takes one uniform number, as in plain decoding, so that a seed gives the same
+text whatever was drafted.
 Sources: Leviathan et al. 2023, alg. 1 (arXiv:2211.17192); recursive rejection, Jeon et al. 2024 (arXiv:2402.14160).
 """
 
@@ -40,6 +44,13 @@ def accept(tree: DraftTree, p_after: Distribution, chance: Chance, lenience: flo
         node = path[-1]
         p = p_after(node)
         q = tree.q.get(node)
+        if not any(tree.sampled[child] for child in children[node]):
+            token = chance.index(p)
+            match = next((child for child in children[node] if tree.tokens[child] == token), None)
+            if match is None:
+                return path, token
+            path.append(match)
+            continue
         for child in children[node]:
             token = tree.tokens[child]
             if not tree.sampled[child]:

@@ -9,7 +9,8 @@ import pytest
 
 from segue.card import Card, Paper, SameTokens
 from segue.data import DraftTree, Scores, Settings, Want
-from segue.decode.speculative.base import Budget, Fixed, Outcome, Speculative
+from segue.decode.speculative.base import Budget, Outcome, Speculative
+from segue.decode.speculative.budget import CONTROLLERS, Costs
 from segue.laws.base import decode
 from segue.laws.worlds import World, toy_world
 from segue.models.run import Forward, Prefill, Request, Run
@@ -83,10 +84,10 @@ def test_drafts_are_cut_at_the_end_of_the_output() -> None:
 
 
 def test_the_controller_never_allows_more_than_the_rest() -> None:
-    run = Run(toy_world(3).lm, [0], Settings(max_tokens=5))
-    assert Fixed().plan(run) == Budget(512, 4)
-    run.ids += [1, 2, 1]
-    assert Fixed(nodes=7).plan(run) == Budget(7, 1)
+    for make in CONTROLLERS.values():
+        planner = make(Costs(lambda rows: 1.0))
+        assert all(planner.plan(room).depth <= room for room in (0, 1, 4))
+    assert CONTROLLERS["fixed"](Costs(lambda rows: 1.0)).plan(4) == Budget(512, 4)
 
 
 @dataclass(frozen=True)

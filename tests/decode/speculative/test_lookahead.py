@@ -67,6 +67,7 @@ def test_a_window_row_sees_the_text_its_part_of_row_0_and_its_column(world: Worl
     for _ in range(N + 2):
         text = list(steps.run.ids)
         rows = [list(row) for row in steps.state.rows]
+        nodes = METHOD.propose(steps.run, steps.state, WIDE) and steps.state.nodes
         outcome = steps.round()
         for level, row in enumerate(rows):
             for place, token in enumerate(row):
@@ -74,7 +75,7 @@ def test_a_window_row_sees_the_text_its_part_of_row_0_and_its_column(world: Worl
                 column = place + 1 if level == 0 else place
                 ahead = rows[0][:column]
                 below = [rows[i][place] for i in range(1, level + 1)]
-                node = steps.state.nodes[level][column]
+                node = nodes[level][column]
                 assert (outcome.tree.tokens[node], outcome.tree.scored_only[node]) == (token, True)
                 expected = world.oracle.answer([*text, *ahead, *below], Settings(max_tokens=1)).logits[0]
                 assert torch.allclose(outcome.scores.row(node), expected, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The one loop of draft and verify: plan, propose, trim, score, accept, commit, observe, emit.
+"""The one loop of draft and verify: plan, propose, trim, score, accept, commit, emit, learn.
 
 A method of this family is a `Drafter`: it says how trees are proposed. Verification, acceptance, stopping, streaming
 and statistics are here, once. Sequential cost is one target forward per round, whatever the drafter does.
@@ -6,34 +6,20 @@ and statistics are here, once. Sequential cost is one target forward per round, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from segue.data import DraftTree, Scores, Want
+from segue.decode.speculative.budget import Budget, Costs, Planner, controller
+from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Request, Run
 from segue.ops.accept import accept, accept_greedy
 
+__all__ = ["Budget", "Outcome", "Proposal", "Speculative"]
+
 Proposal = DraftTree | Generator[Request, Scores, DraftTree]
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What a proposal may cost: nodes besides the root, and depth below it."""
-
-    nodes: int
-    depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fixed:
-    """The controller without opinion: always as much as the drafter likes, but never past the end of the output."""
-
-    nodes: int = 512
-
-    def plan(self, run: Run) -> Budget:
-        # The round emits one token more than it accepts, so a draft as long as the rest is one too long.
-        return Budget(self.nodes, run.remaining - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,53 +32,84 @@ class Outcome:
     token: int
 
 
-class Drafter(Protocol):
-    """How one method proposes. `start` makes the state of a run; the object itself never changes."""
+@dataclass(frozen=True, kw_only=True)
+class Speculative:
+    """Base of the family: subclasses are drafters. The object never changes; `start` makes the state of a run."""
+
+    needs = Want()  # what a drafter wants read back besides the logits
+    free: ClassVar[bool] = True  # proposing takes no forward and no rows of its own
+    lenience = 1.0  # below 1 sampled drafts are accepted too easily (only draft_model offers it)
+
+    budget: str = "fixed"  # what limits a round's draft: fixed (its own fields only), gain, heuristic, ema, thompson
+
+    def __post_init__(self) -> None:
+        controller(self.budget)
+
+    def lacks(self, lm: LM) -> str:
+        """What a choice among methods must know: why this one cannot draft for `lm`, or nothing."""
+        return ""
 
     def start(self, run: Run) -> Any:
         """State of this run, before the prompt is read."""
+        raise NotImplementedError
 
     def propose(self, run: Run, state: Any, budget: Budget) -> Proposal:
         """A tree whose root is run.ids[-1], or a generator that asks for forwards first and returns the tree."""
-
-    def observe(self, run: Run, state: Any, outcome: Outcome) -> None:
-        """Learn from a round. Called after its tokens were emitted and committed."""
-
-
-class Speculative:
-    """Base of the family: subclasses are drafters."""
-
-    needs = Want()  # what a drafter wants read back besides the logits
-    lenience: float = 1.0  # below 1 sampled drafts are accepted too easily (only draft_model offers it)
-
-    def start(self, run: Run) -> Any:
-        raise NotImplementedError
-
-    def propose(self, run: Run, state: Any, budget: Budget) -> Proposal:
         raise NotImplementedError
 
     def observe(self, run: Run, state: Any, outcome: Outcome) -> None:
-        """Most drafters learn nothing from a round."""
+        """Learn from a round, whoever proposed its tree. Called after its tokens were emitted and committed."""
+
+    def price(self, run: Run, tokens: int) -> float:
+        """Seconds that drafting so many tokens takes besides their own verification."""
+        return 0.0
+
+    def planner(self, run: Run, state: Any) -> Planner:
+        """The controller at work on this run."""
+        return controller(self.budget)(Costs(run.step_seconds, lambda tokens: self.price(run, tokens)))
 
     def run(self, run: Run) -> Decoder[None]:
-        controller = Fixed()
         state = self.start(run)
         scores = yield from run.prefill(self.needs)
+        planner = self.planner(run, state)
         going = run.emit([run.pick(scores, -1)], scores, [-1])
         while going:
-            budget = controller.plan(run)
-            proposal = self.propose(run, state, budget)
-            tree = proposal if isinstance(proposal, DraftTree) else (yield from proposal)
-            tree = tree.truncate(budget.nodes + 1, budget.depth)
+            # The round emits one token more than it accepts, so a draft as long as the rest is one too long.
+            budget = planner.plan(run.remaining - 1)
+            proposal = yield from self._propose(run, state, budget)
+            tree = planner.trim(proposal.truncate(budget.nodes + 1, budget.depth))
             scores = yield Forward(run.sequence, tree, self.needs)
             path, token = self._accept(run, tree, scores)
             run.sequence.commit(path, token)
             run.stats.drafted += len(tree) - 1 - sum(tree.scored_only)
             before = run.stats.tokens
-            going = run.emit([*(tree.tokens[node] for node in path[1:]), token], scores, path)
+            tokens = [*(tree.tokens[node] for node in path[1:]), token]
+            going = run.emit(tokens, scores, path)
             # What was accepted behind an end of text is not given out.
-            run.stats.accepted += min(len(path) - 1, run.stats.tokens - before)
+            kept = min(len(path) - 1, run.stats.tokens - before)
+            run.stats.accepted += kept
+            run.stats.book_round(max(d for d, s in zip(tree.depths, tree.scored_only, strict=True) if not s), kept)
+            planner.learn(proposal, tokens)
             self.observe(run, state, Outcome(tree, scores, path, token))
+
+    def _propose(self, run: Run, state: Any, budget: Budget) -> Generator[Request, Scores, DraftTree]:
+        """The proposal, its own code timed; the engine books the forwards that it asks for."""
+        begin = time.perf_counter()
+        proposal = self.propose(run, state, budget)
+        if not isinstance(proposal, DraftTree):
+            run.stats.drafting_seconds += time.perf_counter() - begin
+            try:
+                request = next(proposal)
+                while True:
+                    scores = yield request
+                    begin = time.perf_counter()
+                    request = proposal.send(scores)
+                    run.stats.drafting_seconds += time.perf_counter() - begin
+            except StopIteration as end:
+                tree: DraftTree = end.value
+                return tree
+        run.stats.drafting_seconds += time.perf_counter() - begin
+        return proposal
 
     def _accept(self, run: Run, tree: DraftTree, scores: Scores) -> tuple[list[int], int]:
         if run.target.argmax:

@@ -35,15 +35,24 @@ class DraftModel(Speculative):
         check="spec",
     )
 
+    free = False
+
     draft: str | LM | None = None  # path, hub id or loaded model; none: the embedded draft of the embedded model
-    gamma: int = 5  # tokens drafted per round
+    gamma: int = 5  # tokens drafted per round, at most
     lenience: float = 1.0  # l: below 1 drafted tokens are accepted too easily (lossy)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.gamma < 1:
             raise ValueError(f"gamma={self.gamma} is not allowed: at least 1")
         if not 0 < self.lenience <= 1:
             raise ValueError(f"lenience={self.lenience} is not allowed: above 0 and at most 1 (1 is exact)")
+
+    def lacks(self, lm: LM) -> str:
+        return "" if self.draft is not None else "no draft model was given"
+
+    def price(self, run: Run, tokens: int) -> float:
+        return tokens * companion(run.lm, self.draft).cost.step(run.sharing) / run.sharing
 
     def start(self, run: Run) -> Sequence:
         sequence = companion(run.lm, self.draft).sequence()

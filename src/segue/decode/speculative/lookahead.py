@@ -51,15 +51,22 @@ class Lookahead(Speculative):
         check="spec",
     )
 
+    free = False
+
     window: int = 7  # W: columns; 0 switches the window off
     level: int = 5  # N: n-gram length
     guesses: int = 7  # G: n-grams verified per round, and kept per first token
     prompt_pool: bool = False  # also pool the n-grams of the text so far
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("window", 0), ("level", 2), ("guesses", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least {least}")
+
+    def price(self, run: Run, tokens: int) -> float:
+        rows = self.window * (self.level - 1) if self.window else 0
+        return run.step_seconds(1 + rows) - run.step_seconds(1)
 
     def start(self, run: Run) -> Window:
         source = random.Random(run.settings.seed or 0)
@@ -89,11 +96,12 @@ class Lookahead(Speculative):
         return nodes
 
     def observe(self, run: Run, state: Window, outcome: Outcome) -> None:
-        if not state.nodes:
+        nodes, state.nodes = state.nodes, []
+        if not nodes:  # no window, or somebody else's tree
             return
-        tokens = [[outcome.tree.tokens[node] for node in row] for row in state.nodes]
+        tokens = [[outcome.tree.tokens[node] for node in row] for row in nodes]
         argmax = outcome.scores.argmax()
-        new = [argmax[node] for node in state.nodes[-1]]
+        new = [argmax[node] for node in nodes[-1]]
         new = [state.random.choice(run.ids) if token in run.lm.eos_ids else token for token in new]
         if len(tokens) < self.level - 1:  # still filling: every column moves one place
             state.rows = [tokens[0][2:], *(row[1:] for row in tokens[1:]), new[1:]]

@@ -42,6 +42,7 @@ class PromptLookup(Speculative):
     draft_tokens: int = 10  # tokens proposed after a match
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("max_ngram", "draft_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least 1")
@@ -57,7 +58,9 @@ class PromptLookup(Speculative):
                 length = min(self.draft_tokens, budget.nodes, budget.depth)
                 period = len(run.ids) - end  # a match that reaches to the end goes on as it did since
                 guess = [run.ids[end + i % period] for i in range(length)]
-                return DraftTree.chain([run.ids[-1], *guess], source="prompt_lookup")
+                tree = DraftTree.chain([run.ids[-1], *guess], source="prompt_lookup")
+                tree.score = [1.0] + [n / (n + 1)] * length  # a longer match is a better one
+                return tree
         return DraftTree.root(run.ids[-1])
 
     def _extend(self, index: Index, ids: list[int]) -> None:

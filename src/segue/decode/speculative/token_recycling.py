@@ -48,6 +48,7 @@ class TokenRecycling(Speculative):
     keep: bool = True  # the matrix outlives the request (reset with reset_stores)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, most in (("width", len(RANKS)), ("nodes", 512), ("depth", 64)):
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: from 1 to {most}")
@@ -71,6 +72,8 @@ class TokenRecycling(Speculative):
         placed = {0: 0}  # template node -> tree node
         successors: dict[int, list[int]] = {}
         for number, (parent, rank) in enumerate(template(self.width, self.nodes, self.depth), start=1):
+            if len(tree) > budget.nodes:
+                break
             if parent not in placed or tree.depths[placed[parent]] >= budget.depth:
                 continue
             token = tree.tokens[placed[parent]]

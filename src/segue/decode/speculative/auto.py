@@ -1,0 +1,193 @@
+"""Choose the drafter while decoding: the default method, and never slower than plain decoding.
+
+1. All free drafters (no forward of their own) propose; their trees are merged, what they agree on becomes one node.
+2. Every node's chance is learned from what came (budget/calibration.py): in this request, in requests of its kind
+   (code, prose, conversation; short or long; greedy or sampled), and in all of them. No exploration is needed: a
+   proposal can be judged by the text whether it was verified or not.
+3. The tree is cut to what pays by the measured cost of a forward (budget/expected_gain.py); nothing left is plain.
+4. Drafters that cost forwards or rows (lookahead, a draft model) are arms of a bandit beside the free ones
+   (budget/bandit.py) and are tried in bursts while what can be hoped of them exceeds what the others give.
+5. The clock has the last word (budget/guard.py): below 0.97 of the measured rate of plain rounds, drafting rests.
+
+All decisions but the last come from counts and the remembered cost curve, so a rerun decides the same.
+Sources: the sum of survivals per cost as in DySpec (arXiv:2410.11744); the guard and the bandit are this house's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from segue.card import Card, Paper, SameDistribution, SameTokens
+from segue.data import DraftTree, Want
+from segue.decode.speculative.base import Outcome, Proposal, Speculative
+from segue.decode.speculative.budget.bandit import Bandit
+from segue.decode.speculative.budget.base import Budget, Costs, Planner
+from segue.decode.speculative.budget.calibration import Calibration
+from segue.decode.speculative.budget.expected_gain import ExpectedGain
+from segue.decode.speculative.budget.guard import FLOOR, Guard
+from segue.models.lm import LM
+from segue.models.run import Run
+
+Methods = tuple[Speculative, ...]
+Names = tuple[str, ...]
+
+FREE, PLAIN = "free drafters", "plain"
+BURST = 8  # rounds that a costly drafter is given once chosen
+HOPE = 2.5  # tokens a round that are expected of a drafter before it was tried
+LONG = 1024  # prompt tokens of a long request
+CODE = frozenset("{}();=<>_[]#")
+CODE_SHARE = 0.06  # of the characters
+
+
+@dataclass(frozen=True)
+class Auto(Speculative):
+    """Switches between drafters and plain decoding from round to round, by what pays on this text and machine."""
+
+    card = Card(
+        paper=Paper(id="", title="Choosing the drafter online", year=2026),
+        claim=None,
+        exact=(SameTokens(), SameDistribution()),
+        needs=("logits", "tree attention"),
+        check="spec",
+    )
+
+    allow: Names = ()  # drafters to choose from, by name; empty: every lossless one
+    deny: Names = ()  # drafters left out
+    draft: str | LM | None = None  # draft model, for the drafters that need one
+    drafters: Methods = ()  # the drafters themselves; made from allow and deny where empty
+
+    budget: str = "gain"  # how the free drafters' tree is cut: gain, fixed, heuristic, ema, thompson
+
+    @property
+    def needs(self) -> Want:  # type: ignore[override]
+        return Want(topk=max((d.needs.topk for d in self.drafters), default=0))
+
+    def start(self, run: Run) -> Choice:
+        able = {_name(d): d for d in self.drafters if not d.lacks(run.lm)}
+        kind = kind_of(run)
+        memory: Memory = run.lm.stores.setdefault("auto", Memory())
+        known = memory.kinds.setdefault(kind, Calibration(memory.overall))
+        costly = {name: d for name, d in able.items() if not d.free}
+        step = run.step_seconds
+        # Nothing but hope is known of a costly drafter before it was tried, except what it costs.
+        priors = {name: (HOPE, d.price(run, 4) + step(5)) for name, d in costly.items()}
+        priors[FREE] = (HOPE, step(8)) if len(able) > len(costly) else (1.0, step(1))
+        key = f"{kind} {','.join(priors)}"
+        bandit = memory.bandits.setdefault(key, Bandit(dict(sorted(priors.items(), key=lambda p: p[0] != FREE))))
+        states = {name: d.start(run) for name, d in able.items()}
+        return Choice(
+            able,
+            states,
+            ExpectedGain(Costs(step), Calibration(known)) if self.budget == "gain" else super().planner(run, None),
+            {name: d.planner(run, states[name]) for name, d in costly.items()},
+            bandit,
+            Guard(),
+        )
+
+    def planner(self, run: Run, state: Choice) -> Planner:
+        return state.planner
+
+    def propose(self, run: Run, state: Choice, budget: Budget) -> Proposal:
+        state.began = time.perf_counter()
+        state.price = 0.0
+        root = DraftTree.root(run.ids[-1])
+        if state.guard.plain_round(state.gain):
+            state.arm, state.burst = PLAIN, 0
+            return root
+        if state.burst == 0:
+            state.arm = state.bandit.choose()
+            state.burst = BURST if state.arm != FREE else 1
+        state.burst -= 1
+        if state.arm != FREE:
+            drafter = state.drafters[state.arm]
+            own = state.planners[state.arm].plan(budget.depth)
+            state.price = drafter.price(run, own.depth) if own.depth else 0.0
+            return drafter.propose(run, state.states[state.arm], own)
+        for name, drafter in state.drafters.items():
+            if drafter.free:
+                tree = drafter.propose(run, state.states[name], budget)
+                assert isinstance(tree, DraftTree)
+                root.merge(tree)
+        return root
+
+    def observe(self, run: Run, state: Choice, outcome: Outcome) -> None:
+        tree, tokens = outcome.tree, len(outcome.path)
+        drafted = len(tree) > 1
+        _count(run, tree if drafted else None)
+        for name, drafter in state.drafters.items():
+            drafter.observe(run, state.states[name], outcome)
+        if state.arm in state.planners:
+            state.planners[state.arm].learn(tree, _tokens(outcome))
+        predicted = state.price + run.step_seconds(len(tree))
+        if state.arm != PLAIN:
+            state.bandit.learn(state.arm, tokens, predicted)
+            state.gain += 0.1 * (tokens / predicted * run.step_seconds(1) - state.gain)
+        if run.sharing == 1:  # the clock of a shared forward says nothing about one of its runs
+            state.guard.saw(plain=not drafted, tokens=tokens, seconds=time.perf_counter() - state.began)
+        if run.finish_reason is not None:
+            run.stats.note = explain(run.stats.methods, state.guard)
+
+
+@dataclass(slots=True)
+class Memory:
+    """What outlives a request, by kind: beliefs about drafters and the bandit's sums."""
+
+    overall: Calibration = field(default_factory=Calibration)
+    kinds: dict[str, Calibration] = field(default_factory=dict)
+    bandits: dict[str, Bandit] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Choice:
+    """State of one run."""
+
+    drafters: dict[str, Speculative]
+    states: dict[str, Any]
+    planner: Planner
+    planners: dict[str, Planner]  # of the costly drafters
+    bandit: Bandit
+    guard: Guard
+    arm: str = PLAIN
+    burst: int = 0  # rounds that the arm still has
+    began: float = 0.0
+    price: float = 0.0  # predicted seconds of this round's drafting
+    gain: float = 1.0  # smoothed predicted speed over plain
+
+
+def kind_of(run: Run) -> str:
+    """What sort of request this is, from the end of its prompt: requests of one kind share what was learned."""
+    text = run.lm.decode(run.ids[-200:])
+    share = sum(c in CODE for c in text) / max(len(text), 1)
+    form = "code" if share > CODE_SHARE else "conversation" if "\n" in text else "prose"
+    length = "long" if run.prompt_length >= LONG else "short"
+    return f"{form}, {length}, {'greedy' if run.target.argmax else 'sampled'}"
+
+
+def explain(methods: dict[str, int], guard: Guard) -> str:
+    """The choices of a request in words: shares of its rounds, and what the guard did."""
+    rounds = sum(methods.values())
+    ranked = sorted(methods.items(), key=lambda m: -m[1])
+    text = ", ".join(f"{name} {count / rounds:.0%}" for name, count in ranked) + " of the rounds"
+    if guard.pauses:
+        text += f"; drafting fell below {FLOOR} of plain decoding (last {guard.ratio:.2f}) and rested"
+    return text
+
+
+def _count(run: Run, tree: DraftTree | None) -> None:
+    """Book the round on those who drafted its tree."""
+    names = set()
+    for source in tree.source[1:] if tree else ():
+        names.update(source.split("+"))
+    label = "+".join(sorted(names)) or PLAIN
+    run.stats.methods[label] = run.stats.methods.get(label, 0) + 1
+
+
+def _tokens(outcome: Outcome) -> Sequence[int]:
+    return [*(outcome.tree.tokens[node] for node in outcome.path[1:]), outcome.token]
+
+
+def _name(drafter: Speculative) -> str:
+    return type(drafter).__module__.rpartition(".")[2]

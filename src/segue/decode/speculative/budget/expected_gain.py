@@ -1,0 +1,71 @@
+"""Verify exactly what pays: cut any tree to the k nodes with the best expected tokens per second.
+
+1. Every node's survival is the product of the learned acceptance estimates (calibration.py) down to it.
+2. The best k nodes by survival are a subtree, since a child never survives its parent.
+3. k = argmax of (1 + sum of their survivals) / (draft + verify(k + 1)); k = 0 is plain decoding.
+4. Drafts that are made one token after the other are planned beforehand by the same rule over depth.
+
+The rule of DySpec (arXiv:2410.11744) and of vLLM's adaptive verification, with a cost curve that is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from segue.data import DraftTree
+from segue.decode.speculative.budget.base import MOST, Budget, Costs
+from segue.decode.speculative.budget.calibration import DEEPEST, Calibration
+
+SPARE = 8  # nodes proposed beyond what was worth verifying lately, so that a better text is noticed
+
+
+class ExpectedGain:
+    """One request's planner. `calibration` may be shared with others; by default it knows nothing."""
+
+    def __init__(self, costs: Costs, calibration: Calibration | None = None) -> None:
+        self._costs = costs
+        self.calibration = calibration or Calibration()
+        self._reach = 2 * SPARE
+        self._chain_source = ""  # who drafted one token after the other
+        self.rate = 1.0 / costs.verify(1)  # expected tokens per second of the last trimmed tree
+
+    def plan(self, room: int) -> Budget:
+        depth = min(room, MOST)
+        if self._costs.draft(1) > 0:
+            depth = self._best_depth(depth)
+        return Budget(min(self._reach, MOST), depth)
+
+    def _best_depth(self, most: int) -> int:
+        best, best_rate = 0, 1.0 / self._costs.verify(1)
+        expected, survival = 1.0, 1.0
+        for depth in range(1, most + 1):
+            survival *= self.calibration.estimate((self._chain_source, 1.0, min(depth, DEEPEST)))
+            expected += survival
+            rate = expected / (self._costs.draft(depth) + self._costs.verify(depth + 1))
+            if rate > best_rate:
+                best, best_rate = depth, rate
+        return best
+
+    def trim(self, tree: DraftTree) -> DraftTree:
+        if any(tree.sampled):  # choosing among drawn tokens by what was drawn would bias the samples
+            return tree
+        verify = self._costs.verify
+        survival = self.calibration.survivals(tree)
+        fixed = 1 + sum(tree.scored_only)
+        order = sorted((n for n in range(1, len(tree)) if not tree.scored_only[n]), key=lambda n: (-survival[n], n))
+        best, expected = 0, 1.0
+        self.rate = 1.0 / verify(fixed)
+        for count, node in enumerate(order, start=1):
+            expected += survival[node]
+            rate = expected / verify(fixed + count)
+            if rate > self.rate:
+                best, self.rate = count, rate
+        self._reach = max(self._reach - 1, best + SPARE)
+        if best == len(order):
+            return tree
+        return tree.keep({0, *order[:best], *(n for n in range(1, len(tree)) if tree.scored_only[n])})
+
+    def learn(self, tree: DraftTree, tokens: Sequence[int]) -> None:
+        if len(tree) > 1:
+            self._chain_source = tree.source[-1]
+            self.calibration.learn(tree, tokens)

@@ -1,0 +1,192 @@
+"""Controllers on synthetic acceptance with a known optimum: convergence, adaptation, regret."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+
+import pytest
+
+from segue.data import DraftTree
+from segue.decode.speculative.budget import CONTROLLERS, controller
+from segue.decode.speculative.budget.bandit import Bandit
+from segue.decode.speculative.budget.base import Costs, Planner
+from segue.decode.speculative.budget.calibration import Calibration
+from segue.decode.speculative.budget.expected_gain import ExpectedGain
+from segue.decode.speculative.budget.thompson import LONGEST, best_length
+
+COSTS = Costs(verify=lambda rows: 1.0 + 0.05 * (rows - 1), draft=lambda tokens: 0.1 * tokens)
+
+
+def play(planner: Planner, alpha: Callable[[int], float], rounds: int, seed: int = 0) -> tuple[float, list[int]]:
+    """Tokens per cost, and the depths drafted, where every token is accepted with chance alpha(round)."""
+    source = random.Random(seed)
+    tokens = cost = 0.0
+    depths = []
+    for number in range(rounds):
+        depth = planner.plan(LONGEST).depth
+        depths.append(depth)
+        tree = DraftTree.chain([0] * (depth + 1), source="draft")
+        kept = 0
+        while kept < depth and source.random() < alpha(number):
+            kept += 1
+        planner.learn(tree, [0] * kept + [1])
+        tokens += kept + 1
+        cost += COSTS.draft(depth) + COSTS.verify(depth + 1)
+    return tokens / cost, depths
+
+
+def best_fixed(alpha: float) -> tuple[int, float]:
+    """The best draft length and its rate, by enumeration."""
+    rates = {
+        n: sum(alpha**i for i in range(n + 1)) / (COSTS.draft(n) + COSTS.verify(n + 1)) for n in range(LONGEST + 1)
+    }
+    return max(rates.items(), key=lambda r: r[1])
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 0.6, 0.9])
+@pytest.mark.parametrize("name", ["thompson", "gain"])
+def test_the_best_fixed_length_is_found(name: str, alpha: float) -> None:
+    optimum, rate = best_fixed(alpha)
+    assert best_length(alpha, COSTS, LONGEST) == optimum
+    reached, depths = play(controller(name)(COSTS), lambda n: alpha, 800)
+    late = sorted(depths[-300:])
+    assert abs(late[150] - optimum) <= (1 if alpha < 0.8 else 2)
+    assert reached > 0.94 * rate
+
+
+@pytest.mark.parametrize("name", ["thompson", "gain"])
+def test_a_switch_of_the_text_is_followed(name: str) -> None:
+    planner = controller(name)(COSTS)
+    _, depths = play(planner, lambda n: 0.9 if n < 300 else 0.1, 700)
+    before, after = sorted(depths[200:300])[50], sorted(depths[500:700])[100]
+    assert before >= 4
+    assert after <= 1
+    _, again = play(planner, lambda n: 0.9, 400)
+    assert sorted(again[-100:])[50] >= 4
+
+
+def test_regret_grows_slower_than_the_rounds() -> None:
+    """The loss against the best fixed length, per round, falls as rounds go on."""
+    _, rate = best_fixed(0.6)
+    losses = []
+    for rounds in (50, 400, 3000):
+        reached = sum(play(controller("thompson")(COSTS), lambda n: 0.6, rounds, seed)[0] for seed in range(5)) / 5
+        losses.append(rate - reached)
+    assert losses[2] < losses[0]
+    assert losses[2] < 0.05 * rate
+
+
+@pytest.mark.parametrize("name", ["ema", "heuristic"])
+def test_depth_follows_acceptance(name: str) -> None:
+    _, high = play(controller(name)(COSTS), lambda n: 0.95, 200)
+    _, low = play(controller(name)(COSTS), lambda n: 0.05, 200)
+    assert sum(high[-50:]) > 3 * sum(low[-50:])
+    assert min(low) >= 1
+
+
+def test_ema_does_not_flip_between_tiers() -> None:
+    _, depths = play(controller("ema")(COSTS), lambda n: 0.6, 600)
+    assert sum(a != b for a, b in itertools.pairwise(depths[100:])) < 40
+
+
+def test_unknown_controllers_are_refused_with_the_others_named() -> None:
+    with pytest.raises(ValueError, match=r"budget='gian'.*gain"):
+        controller("gian")
+    assert list(CONTROLLERS) == ["gain", "fixed", "heuristic", "ema", "thompson"]
+
+
+def brute_force(survival: list[float], verify: Callable[[int], float]) -> float:
+    ranked = sorted(survival, reverse=True)
+    return max((1 + sum(ranked[:k])) / verify(k + 1) for k in range(len(ranked) + 1))
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01, 0.1, 1.0])
+def test_a_tree_is_cut_to_the_best_nodes_for_its_cost(slope: float) -> None:
+    source = random.Random(4)
+    for _ in range(30):
+        tree = DraftTree.root(0)
+        for node in range(1, 20):
+            tree.add(source.randrange(node), node, score=round(source.uniform(0.05, 0.85), 2), source="x")
+        costs = Costs(verify=lambda rows: 1.0 + slope * (rows - 1))
+        planner = ExpectedGain(costs)
+        survival = planner.calibration.survivals(tree)[1:]
+        cut = planner.trim(tree)
+        assert planner.rate == pytest.approx(brute_force(survival, costs.verify))
+        kept = 1 + sum(planner.calibration.survivals(cut)[1:])
+        assert kept / costs.verify(len(cut)) == pytest.approx(planner.rate)
+    if slope == 0.0:
+        assert len(cut) == 20
+    if slope == 1.0:
+        assert len(cut) <= 2
+
+
+def test_drawn_tokens_are_never_chosen_among() -> None:
+    tree = DraftTree.root(0)
+    tree.add(0, 1, sampled=True, score=0.001)
+    planner = ExpectedGain(Costs(verify=lambda rows: float(rows)))
+    assert planner.trim(tree) is tree
+
+
+def test_estimates_start_from_the_score_learn_and_forget() -> None:
+    overall = Calibration()
+    own = Calibration(overall)
+    key = ("x", 0.5, 1)
+    assert own.estimate(key) == 0.5
+    tree = DraftTree.root(0)
+    tree.add(0, 7, score=0.5, source="x")
+    for _ in range(60):
+        own.learn(tree, [8])
+    assert own.estimate(key) < 0.05
+    assert Calibration(overall).estimate(key) < 0.1
+    other = DraftTree.root(0)
+    other.add(0, 7, score=0.9, source="y")
+    for _ in range(2000):
+        own.learn(other, [7])
+    assert own.estimate(key) > 0.4
+    assert own.estimate(("y", 0.9, 1)) > 0.95
+
+
+def test_a_proposal_is_judged_beyond_what_was_verified() -> None:
+    calibration = Calibration()
+    tree = DraftTree.from_paths(0, [[1, 2, 3]], source="x")
+    before = calibration.estimate(("x", 1.0, 3))
+    calibration.learn(tree, [1, 2, 9])
+    assert calibration.estimate(("x", 1.0, 3)) < before
+    assert calibration.estimate(("x", 1.0, 2)) > 0.9
+
+
+RATES = {"a": 1.0, "b": 1.6, "c": 0.5}
+
+
+def run_bandit(rates: Callable[[int], dict[str, float]], rounds: int, seed: int = 1) -> list[str]:
+    source = random.Random(seed)
+    bandit = Bandit(dict.fromkeys(RATES, (2.5, 1.0)))
+    chosen = []
+    for number in range(rounds):
+        arm = bandit.choose()
+        chosen.append(arm)
+        # Tokens vary from round to round around the arm's mean.
+        bandit.learn(arm, max(0.0, rates(number)[arm] + source.uniform(-0.5, 0.5)), 1.0)
+    return chosen
+
+
+def test_the_bandits_regret_is_bounded() -> None:
+    for seed in range(5):
+        chosen = run_bandit(lambda n: RATES, 3000, seed)
+        regret = sum(1.6 - RATES[arm] for arm in chosen)
+        assert regret < 0.10 * 1.6 * 3000
+        assert chosen[-500:].count("b") > 400
+
+
+def test_the_bandit_follows_a_switch() -> None:
+    later = {"a": 2.2, "b": 0.4, "c": 0.5}
+    chosen = run_bandit(lambda n: RATES if n < 1000 else later, 2000)
+    assert chosen[600:1000].count("b") > 320
+    assert chosen[-400:].count("a") > 320
+
+
+def test_a_bandit_needs_an_arm() -> None:
+    with pytest.raises(ValueError, match="needs an arm"):
+        Bandit({})

@@ -1,0 +1,127 @@
+"""auto: same output, chosen from round to round, bounded, explained, and resting where the clock says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+import segue
+from segue.data import DraftTree, Settings
+from segue.decode.speculative.auto import kind_of
+from segue.decode.speculative.base import Budget, Speculative
+from segue.decode.speculative.budget.guard import LONGEST_REST, OFTEN, RARELY, REST, STRIKES, WINDOW, Guard
+from segue.laws.base import decode
+from segue.laws.worlds import World, neighbour, toy_world
+from segue.models.run import Run
+
+PERIODIC = [5, 9, 17, 3] * 6
+
+
+def test_a_repetitive_text_takes_fewer_forwards_and_says_who_drafted(world: World) -> None:
+    settings = Settings(max_tokens=40, ignore_eos=True)
+    (answer,) = decode(world.lm, segue.method("auto"), [PERIODIC], settings)
+    assert answer.tokens == world.oracle.answer(PERIODIC, settings).tokens
+    assert answer.stats.target_forwards < 30
+    assert sum(answer.stats.methods.values()) == answer.stats.rounds
+    assert "% of the rounds" in answer.stats.note
+
+
+def test_allow_and_deny_bound_the_choice(world: World) -> None:
+    settings = Settings(max_tokens=40, ignore_eos=True)
+    for bounds, allowed in (
+        ({"allow": "prompt_lookup"}, {"prompt_lookup", "plain"}),
+        ({"deny": "prompt_lookup,lookahead"}, {"token_recycling", "plain"}),
+        ({"allow": "plain"}, {"plain"}),
+    ):
+        world.lm.reset_stores()
+        (answer,) = decode(world.lm, segue.method("auto", **bounds), [PERIODIC], settings)
+        assert set(answer.stats.methods) <= allowed
+        assert answer.stats.methods
+
+
+def test_an_unknown_drafter_is_named_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean token_recycling"):
+        segue.method("auto", deny="token_recyling")
+
+
+def test_a_draft_model_is_an_arm_where_one_is_given() -> None:
+    world = toy_world(4)
+    assert "draft_model" in [type(d).__module__.rpartition(".")[2] for d in segue.method("auto").drafters]
+    method = segue.method("auto", draft=neighbour(world.lm), allow="draft_model")
+    for temperature in (0.0, 1.0):
+        (answer,) = decode(world.lm, method, [[0, 1]], Settings(max_tokens=60, temperature=temperature, seed=3))
+        assert len(answer.tokens) == 60
+    without = decode(world.lm, segue.method("auto", allow="draft_model"), [[0, 1]], Settings(max_tokens=10))[0]
+    assert set(without.stats.methods) == {"plain"}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_the_same_seed_gives_plain_decodings_text(world: World, temperature: float) -> None:
+    """Retrieved drafts cost no randomness: a token takes one uniform number, as in plain decoding."""
+    settings = Settings(max_tokens=30, temperature=temperature, seed=11, ignore_eos=True)
+    expected = decode(world.lm, segue.method("plain"), [PERIODIC], settings)[0].tokens
+    for name in ("auto", "prompt_lookup", "token_recycling", "lookahead"):
+        assert decode(world.lm, segue.method(name), [PERIODIC], settings)[0].tokens == expected
+
+
+@dataclass(frozen=True)
+class Hopeless(Speculative):
+    """Proposes a wide tree of nonsense every round."""
+
+    def start(self, run: Run) -> None:
+        return None
+
+    def propose(self, run: Run, state: None, budget: Budget) -> DraftTree:
+        return DraftTree.from_paths(run.ids[-1], [[t] for t in range(min(16, budget.nodes))], source="hopeless")
+
+
+def test_a_drafter_that_is_always_wrong_is_not_verified_for_long(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "step_seconds", lambda run, rows: 1.0 + 0.2 * (rows - 1))
+    method = segue.method("auto", drafters=(Hopeless(),))
+    (answer,) = decode(world.lm, method, [[1, 2, 3]], Settings(max_tokens=60, ignore_eos=True))
+    assert answer.tokens == world.oracle.answer([1, 2, 3], Settings(max_tokens=60, ignore_eos=True)).tokens
+    assert answer.stats.methods["plain"] > 0.7 * answer.stats.rounds
+
+
+def test_kinds_tell_code_and_length_and_sampling_apart() -> None:
+    lm = segue.model(dtype="float32").lm
+
+    def kind(text: str, **settings: float) -> str:
+        return kind_of(Run(lm, lm.encode(text), Settings(**settings)))  # type: ignore[arg-type]
+
+    assert kind("def f(x):\n    return {x: [x, (x)]}").startswith("code, short, greedy")
+    assert kind("Once upon a time there was a king.") == "prose, short, greedy"
+    assert kind("User: hello\nAssistant:", temperature=1.0) == "conversation, short, sampled"
+    assert "long" in kind("word " * 1200)
+
+
+def test_the_guard_rests_after_three_slow_windows_and_longer_each_time() -> None:
+    guard = Guard()
+    rests = []
+    for _ in range(4000):
+        if guard.plain_round(1.0):
+            guard.saw(plain=True, tokens=1, seconds=1.0)
+        else:
+            guard.saw(plain=False, tokens=1, seconds=1.1)
+        if guard.resting and (not rests or guard.pauses > len(rests)):
+            rests.append(guard.resting)
+    assert rests[:4] == [REST, 2 * REST, 4 * REST, 8 * REST]
+    assert max(rests) <= LONGEST_REST
+    assert guard.ratio == pytest.approx(1 / 1.1)
+
+
+def test_the_guard_leaves_a_gain_alone_and_takes_baselines() -> None:
+    guard = Guard()
+    plain = 0
+    for number in range(1000):
+        if guard.plain_round(2.0):
+            plain += 1
+            guard.saw(plain=True, tokens=1, seconds=1.0)
+        else:
+            # One disturbed round in ten says nothing.
+            guard.saw(plain=False, tokens=3, seconds=20.0 if number % 10 == 0 else 1.5)
+    assert guard.pauses == 0
+    assert plain == pytest.approx(1000 / (RARELY + 1), abs=2)
+    assert OFTEN < RARELY
+    assert WINDOW * STRIKES < REST
