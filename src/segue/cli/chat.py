@@ -30,6 +30,7 @@ def chat(
     fields: flags.Set = None,
     allow: flags.Allow = None,
     deny: flags.Deny = None,
+    profile: flags.Profile = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
     json: flags.Json = False,
@@ -40,7 +41,7 @@ def chat(
 
     From a pipe every line is one turn. With --json every answer is one JSON object a line.
     """
-    chosen = flags.method(method, flags.assignments(fields, allow, deny))
+    chosen = flags.method(*flags.from_profile(profile, method, flags.assignments(fields, allow, deny)))
     from segue.api import Model, make_settings
     from segue.cli.conversation import Form
     from segue.cli.interrupt import Signals, StoppableEngine
@@ -48,6 +49,7 @@ def chat(
 
     make_settings(**settings)
     lm = load(model, dtype=dtype, device=device)
+    flags.check_profile(profile, lm)
     signals = Signals(signal.SIGINT)
     talk = Talk(Model(lm, engine=lambda: StoppableEngine(signals)), Form(lm), chosen, settings, signals, json)
     interactive = sys.stdin.isatty()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ Dtype = Annotated[
     typer.Option(help="float32, bfloat16, float16 or float64; what suits checkpoint and device if left out."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one if left out.")]
+Profile = Annotated[Path | None, typer.Option("--profile", help="Method and fields that segue tune found.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -45,6 +47,33 @@ def method(name: str | None, fields: dict[str, Any]) -> Any:
     from segue.api import DEFAULT_METHOD
 
     return catalog.build(name or DEFAULT_METHOD, **fields)
+
+
+def from_profile(path: Path | None, name: str | None, fields: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Method and fields of a profile, where one was given; both at once would leave open which of them counts."""
+    if path is None:
+        return name, fields
+    if name is not None or fields:
+        raise ValueError(
+            "--profile brings a method and its fields: drop it, or drop --method, --set, --allow and --deny"
+        )
+    from segue.profile import read_profile
+
+    profile = read_profile(path)
+    return profile.method, profile.fields
+
+
+def check_profile(path: Path | None, lm: Any) -> None:
+    """Tell the user where a profile was made for something else than what runs."""
+    if path is None:
+        return
+    import torch
+
+    from segue.profile import read_profile
+
+    strange = read_profile(path).foreign(lm.name, str(lm.dtype).removeprefix("torch."), torch.get_num_threads())
+    if strange:
+        print(f"note: {path} was made for {strange}; its choice may not be the best here", file=sys.stderr)
 
 
 def text_of(data: bytes, source: str) -> str:

@@ -23,6 +23,7 @@ def generate(
     fields: flags.Set = None,
     allow: flags.Allow = None,
     deny: flags.Deny = None,
+    profile: flags.Profile = None,
     n: Annotated[int, typer.Option("--n", help="Samples; the prompt is read once for all.")] = 1,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
@@ -37,11 +38,12 @@ def generate(
     if n < 1:
         raise ValueError(f"--n {n} is not allowed: at least 1")
     text = read_prompt(prompt, prompt_file, token_ids)
-    chosen = flags.method(method, flags.assignments(fields, allow, deny))
+    chosen = flags.method(*flags.from_profile(profile, method, flags.assignments(fields, allow, deny)))
     from segue.api import make_settings
 
     make_settings(**settings)  # wrong settings are told before a model is loaded
     lm = segue.model(model, dtype=dtype, device=device)
+    flags.check_profile(profile, lm.lm)
     if json:
         answers = lm.generate(text, chosen, n=n, **settings)
         data = [answer.as_dict() for answer in answers]

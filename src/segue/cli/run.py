@@ -30,6 +30,7 @@ def run(
     fields: flags.Set = None,
     allow: flags.Allow = None,
     deny: flags.Deny = None,
+    profile: flags.Profile = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
     max_running: Annotated[int, typer.Option(help="Requests decoded at a time.")] = 64,
@@ -65,7 +66,8 @@ def run(
             report.note(f"not settings, so ignored: {keys}")
         from segue.cli.job import Planner
 
-        planner = Planner(method, flags.assignments(fields, allow, deny), settings)
+        named, values = flags.from_profile(profile, method, flags.assignments(fields, allow, deny))
+        planner = Planner(named, values, settings)
         planner.check()
         with Answers(out, found.keys) as answers:
             if retry_errors:

@@ -1,0 +1,140 @@
+"""Contestants take turns on the same prompts in one process: the only fair way on a machine whose speed drifts.
+
+Per prompt every contestant answers once, in an order that moves on from prompt to prompt. What drafters keep is
+emptied before each round, so that a round is a first sight of the prompts. Finished rounds are journalled: a killed run
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from segue.api import Model
+from segue.data import Settings, Stats
+from segue.models.run import peak_memory
+
+Progress = Callable[[int, int], None]  # answers so far, answers in all
+
+
+class Contestant(Protocol):
+    """Somebody who answers prompts."""
+
+    name: str
+
+    def answer(self, prompt: list[int], settings: Settings) -> tuple[list[int], Stats | None]:
+        """New tokens, and what they cost where the contestant can say."""
+
+    def forget(self) -> None:
+        """Empty what was kept from earlier prompts."""
+
+
+@dataclass
+class Ours:
+    """A method of the catalog, with a memory of its own: what another one learned from the same prompt would be a
+    look at the answer."""
+
+    name: str
+    model: Model
+    method: Any
+    stores: dict[str, Any] = field(default_factory=dict)
+
+    def answer(self, prompt: list[int], settings: Settings) -> tuple[list[int], Stats | None]:
+        self.model.lm.stores = self.stores
+        out = self.model.generate(prompt, self.method, **{n: getattr(settings, n) for n in Settings.names()})
+        return out.tokens, out.stats
+
+    def forget(self) -> None:
+        self.stores.clear()
+
+
+@dataclass
+class Row:
+    """What one contestant did."""
+
+    name: str
+    seconds: list[list[float]] = field(default_factory=list)  # [round][prompt]
+    tokens: list[list[int]] = field(default_factory=list)  # per prompt, of the last round
+    stats: list[dict[str, Any]] = field(default_factory=list)  # per prompt, of the last round; empty for peers
+    growth: int = 0  # bytes by which the process's peak memory grew while it answered
+
+
+def contest(
+    contestants: Sequence[Contestant],
+    prompts: list[list[int]],
+    settings: Settings,
+    *,
+    rounds: int,
+    journal: Path | None = None,
+    setting: dict[str, Any] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> list[Row]:
+    """Run every contestant on every prompt `rounds` times. `journal`: where finished rounds are kept, readable again
+    under the same `setting` only (ValueError otherwise)."""
+    rows = [Row(c.name) for c in contestants]
+    done = _resume(rows, journal, setting or {})
+    total = rounds * len(prompts) * len(rows)
+    progress(done * len(prompts) * len(rows), total)
+    short = Settings(max_tokens=8)
+    for contestant in contestants if done < rounds else ():  # warm-up
+        for prompt in (prompts[0], prompts[-1]):
+            contestant.answer(prompt, short)
+    for turn in range(done, rounds):
+        for contestant, row in zip(contestants, rows, strict=True):
+            contestant.forget()
+            row.seconds.append([0.0] * len(prompts))
+            row.tokens, row.stats = [[] for _ in prompts], []
+        for number, prompt in enumerate(prompts):
+            for step in range(len(rows)):
+                at = (step + number + turn) % len(rows)
+                _turn(contestants[at], rows[at], number, prompt, settings)
+                progress((turn * len(prompts) + number) * len(rows) + step + 1, total)
+        if journal is not None:
+            _append(journal, {"round": turn, "rows": [asdict(row) | {"seconds": row.seconds[-1]} for row in rows]})
+    return rows
+
+
+def _turn(contestant: Contestant, row: Row, number: int, prompt: list[int], settings: Settings) -> None:
+    memory = peak_memory()
+    begin = time.perf_counter()
+    tokens, stats = contestant.answer(prompt, settings)
+    row.seconds[-1][number] = time.perf_counter() - begin
+    row.growth += peak_memory() - memory
+    row.tokens[number] = tokens
+    if stats is not None:
+        row.stats.append(stats.as_dict())
+
+
+def _append(journal: Path, record: dict[str, Any]) -> None:
+    with journal.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+
+
+def _resume(rows: list[Row], journal: Path | None, setting: dict[str, Any]) -> int:
+    """Read finished rounds into the rows; returns how many. A torn last line is cut off."""
+    if journal is None:
+        return 0
+    lines = journal.read_bytes().split(b"\n") if journal.is_file() else []
+    whole = lines[:-1]
+    if not whole:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        journal.write_text(json.dumps({"setting": setting}) + "\n")
+        return 0
+    try:
+        known, *records = (json.loads(line) for line in whole)
+        same = known["setting"] == json.loads(json.dumps(setting))
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{journal} is no journal of segue bench: remove it or choose another folder") from None
+    if not same:
+        raise ValueError(f"{journal} is of another contest: finish that one, remove the file or choose another folder")
+    journal.write_bytes(b"".join(line + b"\n" for line in whole))
+    for record in records:
+        for row, saved in zip(rows, record["rows"], strict=True):
+            row.seconds.append(saved["seconds"])
+            row.tokens, row.stats, row.growth = saved["tokens"], saved["stats"], saved["growth"]
+    return len(records)

@@ -1,0 +1,170 @@
+"""A whole measurement: who takes part, what is run, and what is written."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import segue
+from segue import catalog
+from segue.api import Model
+from segue.bench.contest import Contestant, Ours, contest
+from segue.bench.figures import summary
+from segue.bench.peers import margins, transformers_peers
+from segue.bench.suites import Suite
+from segue.data import Settings
+from segue.models.cost import processor
+from segue.models.load import EMBEDDED
+
+PEERS = ("transformers", "llama.cpp")
+HEADS = ("", "tokens/s", "speed", "not looping", "tokens/forward", "forwards", "acceptance", "draft/verify/other ms",
+         "memory +MB", "equal", "margin")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured, checked before a model is loaded."""
+
+    suite: Suite
+    methods: tuple[tuple[str, Any], ...]  # as named by the user, with the object
+    source: str
+    draft: str | None
+    settings: Settings
+    rounds: int
+    peers: tuple[str, ...]
+    command: str
+
+
+def parse_methods(text: str | None, draft: str | None) -> tuple[tuple[str, Any], ...]:
+    """Methods from names with fields, e.g. "plain,token_recycling:nodes=16:budget=gain"; all of the catalog where None.
+    A draft model is handed to those that take one and name none."""
+    names = text.split(",") if text else list(catalog.entries())
+    methods = []
+    for name in names:
+        base, *pairs = name.strip().split(":")
+        entry = catalog.find(base)
+        wrong = next((pair for pair in pairs if "=" not in pair), None)
+        if wrong is not None:
+            raise ValueError(f"{name!r}: {wrong!r} is not FIELD=VALUE, e.g. {base}:budget=gain")
+        values: dict[str, Any] = dict(pair.split("=", 1) for pair in pairs)
+        if draft is not None and "draft" in {f.name for f in entry.fields}:
+            values.setdefault("draft", draft)
+        methods.append((name.strip(), catalog.build(base, **values)))
+    return tuple(methods)
+
+
+def check_peers(text: str) -> tuple[str, ...]:
+    """Names of peers; transformers always takes part, as the baseline."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    wrong = next((name for name in names if name not in PEERS), None)
+    if wrong is not None:
+        raise ValueError(f"--peers {wrong!r} is unknown: choose from {', '.join(PEERS)}")
+    missing = [m for m in ("llama_cpp", "gguf") if "llama.cpp" in names and importlib.util.find_spec(m) is None]
+    if missing:
+        raise ValueError(f"the peer llama.cpp needs {' and '.join(missing)}: pip install 'segue[llamacpp]'")
+    return names
+
+
+def measure(
+    plan: Plan, model: Model, *, journal: Path | None = None, progress: Callable[[int, int], None]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Run the contest; gives a record for each contestant (the baseline first) and the setting."""
+    room = model.lm.context_length - plan.settings.max_tokens - 1
+    ids = [model.lm.encode(prompt) for prompt in plan.suite.prompts]
+    prompts = [prompt[-room:] for prompt in ids]
+    setting = _setting(plan, model, sum(len(prompt) > room for prompt in ids))
+    dtype, device = model.lm.dtype, model.lm.device  # type: ignore[attr-defined]
+    peers = transformers_peers(plan.source, dtype, device, plan.draft)
+    contestants: list[Contestant] = [*peers, *(Ours(name, model, method) for name, method in plan.methods)]
+    if "llama.cpp" in plan.peers:
+        from segue.bench.llamacpp import llamacpp_peers
+
+        contestants += llamacpp_peers(peers[0].network, model.lm)
+    settings = replace(plan.settings)
+    rows = contest(
+        contestants, prompts, settings, rounds=plan.rounds, journal=journal, setting=setting, progress=progress
+    )
+    gaps = {} if settings.temperature else margins(peers[0].network, prompts, rows)
+    return list(summary(rows, plan.suite.kinds, gaps)), setting
+
+
+def table(records: list[dict[str, Any]]) -> list[list[str]]:
+    """Heads, then a row of cells for each contestant."""
+    lines = [list(HEADS)]
+    for r in records:
+        parts = r.get("milliseconds_per_token")
+        gap = f"{r['margin_median']:.3f} to {r['margin_largest']:.3f}" if r["margin_median"] is not None else "-"
+        lines.append(
+            [
+                r["name"],
+                f"{r['tokens_per_second']:.0f}",
+                "{:.2f} [{:.2f}, {:.2f}]".format(*r["ratio"]),
+                f"{r['ratio_not_looping'][0]:.2f}" if r["ratio_not_looping"] else "-",
+                f"{r['tokens_per_forward']:.2f}" if parts else "-",
+                f"{r['target_forwards']}+{r['draft_forwards']}" if parts else "-",
+                f"{r['acceptance']:.2f}" if r.get("acceptance") is not None else "-",
+                f"{parts['drafting']:.2f}/{parts['verifying']:.2f}/{parts['other']:.2f}" if parts else "-",
+                f"{r['memory_growth_bytes'] / 1e6:.0f}",
+                f"{r['equal']} of {r['prompts']}",
+                gap,
+            ]
+        )
+    return lines
+
+
+def write_results(records: list[dict[str, Any]], setting: dict[str, Any]) -> list[Path]:
+    """Keep the measured result of every method with default fields under results/, where the docs read it."""
+    written = []
+    for record in records:
+        if record["name"] in catalog.entries():
+            entry = catalog.find(record["name"])
+            fields = {f.name: f.default for f in entry.fields}
+            data = {**record, "setting": setting, "source_hash": entry.source_hash(), "rev": entry.card.rev}
+            path = catalog.RESULTS / entry.family / f"{entry.name}.json"
+            write_json(path, data | {"fields": fields})
+            written.append(path)
+    return written
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_suffix(".tmp")
+    staging.write_text(json.dumps(data, indent=1, default=str) + "\n")
+    staging.replace(path)
+
+
+def _setting(plan: Plan, model: Model, cut: int) -> dict[str, Any]:
+    """Everything needed to read a figure, and to know whether a journal is of the same contest."""
+    weights = EMBEDDED / plan.source / "model.safetensors"
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "suite": plan.suite.name,
+        "says": plan.suite.says,
+        "prompts": hashlib.sha256("\0".join(plan.suite.prompts).encode()).hexdigest()[:16],
+        "prompts_cut": cut,  # to the end that fits the context
+        "contestants": [name for name, _ in plan.methods],
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}",
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.lm.dtype).removeprefix("torch."),  # type: ignore[attr-defined]
+        "versions": {"segue": segue.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "model": plan.source,
+        "model_hash": hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else None,
+        "draft": plan.draft,
+        "max_tokens": plan.settings.max_tokens,
+        "temperature": plan.settings.temperature,
+        "rounds": plan.rounds,
+        "command": plan.command,
+        "commit": commit.stdout.strip() or None,
+    }

@@ -1,0 +1,169 @@
+"""Which method, with which fields, for this model, these prompts and this machine: successive halving.
+
+1. Candidates: every lossless method with its default fields, and variants of them with one field changed.
+2. All of them and plain decoding answer a few prompts, alternately; the best third by speed against plain goes on.
+3. Three times as many prompts, again the best third, until FINALISTS are left or prompts are exhausted.
+4. The finalists answer all prompts in several rounds. The winner's interval must lie above plain's speed; else the
+   answer is plain decoding.
+
+A candidate whose greedy tokens differ from plain's in float32 is out. Source: Jamieson and Talwalkar, 2016
+(arXiv:1502.07943).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segue import catalog
+from segue.bench.contest import Contestant, Row, contest
+from segue.bench.figures import ratio
+from segue.data import Settings
+
+FIRST, KEEP, FINALISTS, MOST = 3, 3, 3, 24  # prompts of the first rung, share kept, finalists, candidates
+FACTORS = (0.25, 0.5, 2.0)
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method with the fields that differ from its defaults."""
+
+    method: str
+    fields: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return ":".join([self.method, *(f"{key}={value}" for key, value in self.fields)])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer, and how it was come by."""
+
+    winner: Candidate
+    ratio: tuple[float, float, float]  # to plain, with 95% interval
+    ranking: list[tuple[str, tuple[float, float, float], int]]  # finalists: name, ratio, answers equal to plain's
+    tried: int
+    disqualified: list[str]
+
+
+def candidates(names: Sequence[str] | None, has_draft: bool, seed: int) -> list[Candidate]:
+    """Default of every method first, then single-field variants drawn from a seeded source."""
+    defaults, variants = [], []
+    for entry in catalog.entries().values():
+        lossless = any(type(promise).__name__ == "SameTokens" for promise in entry.card.exact)
+        able = has_draft or "a draft model" not in entry.card.needs
+        if entry.name == PLAIN or not lossless or not able or (names and entry.name not in names):
+            continue
+        defaults.append(Candidate(entry.name))
+        knobs = {getattr(promise, "knob", "") for promise in entry.card.exact}
+        for field in entry.fields:
+            values: list[Any] = []
+            if field.type == "int":
+                values = sorted({round(field.default * factor) for factor in FACTORS} - {field.default})
+            elif field.type == "bool":
+                values = [not field.default]
+            elif field.name == "budget":
+                values = [value for value in ("gain", "thompson") if value != field.default]
+            for value in values if field.name not in knobs else ():
+                try:
+                    catalog.build(entry.name, **{field.name: value})
+                except ValueError:
+                    continue
+                variants.append(Candidate(entry.name, ((field.name, value),)))
+    random.Random(seed).shuffle(variants)
+    return [*defaults, *variants[: max(0, MOST - len(defaults))]]
+
+
+def tune(
+    pool: list[Candidate],
+    make: Callable[[Candidate], Contestant],
+    prompts: list[list[int]],
+    settings: Settings,
+    *,
+    strict: bool,
+    journal: Callable[[int], Path | None] = lambda rung: None,
+    setting: dict[str, Any] | None = None,
+    rounds: int = 3,
+    say: Callable[[str, int, int], None] = lambda text, done, total: None,
+) -> Verdict:
+    """Find the best candidate. `make` gives the contestant of a candidate; `strict` disqualifies other tokens than
+    plain's; `journal` says where the finished rounds of a rung are kept."""
+    plain = Candidate(PLAIN)
+    out: list[str] = []
+    tried, rung, size = len(pool), 0, FIRST
+    while len(pool) > FINALISTS and size < len(prompts):
+        rows = _rung(rung, pool, plain, make, prompts[:size], settings, 1, journal, setting, say)
+        pool = _same(pool, rows, strict, out)
+        speeds = {c.name: ratio(rows[c.name], rows[PLAIN])[0] for c in pool}
+        ranked = sorted(pool, key=lambda c: -speeds[c.name])
+        pool = ranked[: max(FINALISTS, len(ranked) // KEEP)]
+        rung, size = rung + 1, size * 3
+    pool = pool[:FINALISTS] if rung else pool
+    rows = _rung(rung, pool, plain, make, prompts, settings, rounds, journal, setting, say)
+    pool = _same(pool, rows, strict, out)
+    ranking = []
+    for c in pool:
+        equal = sum(a == b for a, b in zip(rows[c.name].tokens, rows[PLAIN].tokens, strict=True))
+        ranking.append((c.name, ratio(rows[c.name], rows[PLAIN]), equal))
+    ranking.sort(key=lambda r: -r[1][0])
+    best = next((c for c in pool if ranking and c.name == ranking[0][0]), plain)
+    if best is plain or ranking[0][1][1] <= 1.0:
+        return Verdict(plain, (1.0, 1.0, 1.0), ranking, tried, out)
+    return Verdict(best, ranking[0][1], ranking, tried, out)
+
+
+def words(verdict: Verdict, prompts: int) -> list[str]:
+    """What was found, in plain words."""
+    lines = [f"{verdict.tried} candidates were tried on up to {prompts} prompts, each alternately with plain decoding."]
+    if verdict.winner.method == PLAIN:
+        lines.append("plain decoding is best here: nothing was faster with certainty.")
+    else:
+        middle, low, high = verdict.ratio
+        lines.append(
+            f"{verdict.winner.name} is best here: {middle:.2f} times plain decoding (95%: {low:.2f} to {high:.2f})."
+        )
+    for name, (middle, low, high), equal in verdict.ranking:
+        lines.append(f"  {name}: {middle:.2f} ({low:.2f} to {high:.2f}), same tokens in {equal} of {prompts} answers")
+    lines += [f"  out, because its tokens differed from plain decoding's: {name}" for name in verdict.disqualified]
+    return lines
+
+
+def _rung(
+    number: int,
+    pool: list[Candidate],
+    plain: Candidate,
+    make: Callable[[Candidate], Contestant],
+    prompts: list[list[int]],
+    settings: Settings,
+    rounds: int,
+    journal: Callable[[int], Path | None],
+    setting: dict[str, Any] | None,
+    say: Callable[[str, int, int], None],
+) -> dict[str, Row]:
+    players = [plain, *pool]
+    text = f"rung {number + 1}: {len(pool)} candidates, {len(prompts)} prompts"
+    known = {**(setting or {}), "rung": number, "players": [c.name for c in players]}
+    rows = contest(
+        [make(c) for c in players],
+        prompts,
+        settings,
+        rounds=rounds,
+        journal=journal(number),
+        setting=known,
+        progress=lambda done, total: say(text, done, total),
+    )
+    return {row.name: row for row in rows}
+
+
+def _same(pool: list[Candidate], rows: dict[str, Row], strict: bool, out: list[str]) -> list[Candidate]:
+    """Those whose tokens are plain's; the others are noted."""
+    if not strict:
+        return pool
+    wrong = [c for c in pool if rows[c.name].tokens != rows[PLAIN].tokens]
+    out += [c.name for c in wrong]
+    return [c for c in pool if c not in wrong]

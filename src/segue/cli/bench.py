@@ -1,0 +1,117 @@
+"""`segue bench`: methods and peers side by side on a suite or on your own prompts."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from segue.cli import flags, report
+
+if TYPE_CHECKING:
+    from segue.api import Model
+    from segue.bench.session import Plan
+
+
+def bench(
+    suite: Annotated[
+        str, typer.Option(help="spec, code, translation, long, adversarial, or a JSONL file of prompts.")
+    ] = "spec",
+    model: flags.Model = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names, with fields as name:field=value; every method if left out.")
+    ] = None,
+    peers: Annotated[str, typer.Option(help="transformers (always), llama.cpp.")] = "transformers",
+    draft: Annotated[str | None, typer.Option(help="Draft model for the methods and the peer that take one.")] = None,
+    rounds: Annotated[int, typer.Option(help="Times that everyone answers everything.")] = 3,
+    max_tokens: Annotated[int, typer.Option(help="New tokens at most per answer.")] = 64,
+    limit: Annotated[int | None, typer.Option(help="So many prompts, evenly spaced.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; the suite's own if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for SUITE.json, SUITE.html and the journal.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Keep the methods' results under results/ (a checkout).")
+    ] = False,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    json: flags.Json = False,
+) -> None:
+    """Measure methods against transformers and each other, alternately in one process.
+
+    A table on stdout; with -o also JSON and one self-contained HTML report, and a run that was killed goes on where it
+    was when started again.
+    """
+    if rounds < 1:
+        raise ValueError(f"--rounds {rounds} is not allowed: at least 1")
+    from segue.bench import session
+    from segue.bench.suites import suite as find_suite
+    from segue.data import Settings
+
+    chosen = find_suite(suite, limit)
+    source = model or "mini"
+    draft = draft or ("mini-draft" if source == "mini" else None)
+    heat = chosen.temperature if temperature is None else temperature
+    plan = session.Plan(
+        chosen,
+        session.parse_methods(methods, None),
+        source,
+        draft,
+        Settings(max_tokens=max_tokens, temperature=heat, seed=seed),
+        rounds,
+        session.check_peers(peers),
+        "segue " + shlex.join(sys.argv[1:]),
+    )
+    import segue
+
+    lm = segue.model(source, dtype=dtype, device=device)
+    cost = lm.lm.cost
+    journal = output / f"{chosen.name}.journal.jsonl" if output is not None else None
+    records, setting = _measured(plan, lm, journal)
+    rows = session.table(records)
+    if output is not None:
+        from segue.bench.report import page
+
+        session.write_json(
+            output / f"{chosen.name}.json",
+            {"setting": setting, "cost": {"rows": cost.rows, "seconds": cost.seconds}, "records": records},
+        )
+        html = page(records, setting, (list(cost.rows), list(cost.seconds)), rows)
+        (output / f"{chosen.name}.html").write_text(html)
+    if write:
+        session.write_results(records, setting)
+    if json:
+        print(report.as_json({"setting": setting, "records": records}))
+        return
+    _print(rows, setting)
+
+
+def _measured(plan: Plan, lm: Model, journal: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from segue.bench.session import measure
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring", total=None)
+        return measure(
+            plan, lm, journal=journal, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+
+
+def _print(rows: list[list[str]], setting: dict[str, object]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0], title=f"{setting['suite']} {setting['says']}".strip())
+    for row in rows[1:]:
+        table.add_row(*row)
+    console = Console()
+    console.width = max(console.width, 170)  # a narrower one would cut the figures
+    console.print(table)
+    if setting["prompts_cut"]:
+        console.print(f"{setting['prompts_cut']} prompts were longer than the context allows: their ends were used")

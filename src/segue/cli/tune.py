@@ -1,0 +1,102 @@
+"""`segue tune`: find the fastest lossless method for a model, prompts and machine, and keep it as a profile."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segue.cli import flags, report
+
+
+def tune(
+    prompts: Annotated[str, typer.Option("--prompts", help="JSONL of your prompts, or the name of a suite.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The profile to write.")] = Path("profile.json"),
+    model: flags.Model = None,
+    methods: Annotated[str | None, typer.Option(help="Methods to choose from; all lossless ones if left out.")] = None,
+    draft: Annotated[str | None, typer.Option(help="Draft model, for the methods that need one.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="New tokens at most per answer.")] = 64,
+    limit: Annotated[int | None, typer.Option(help="So many prompts, evenly spaced.")] = 24,
+    rounds: Annotated[int, typer.Option(help="Rounds of the final.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of candidates.")] = 0,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    json: flags.Json = False,
+) -> None:
+    """Tune decoding: successive halving over methods and their fields, each measured alternately with plain decoding.
+
+    Killed, it goes on where it was. `--profile FILE` of generate, chat and run uses what was found.
+    """
+    from segue import catalog
+    from segue.bench import tune as tuning
+    from segue.bench.contest import Ours
+    from segue.bench.suites import suite
+    from segue.data import Settings
+    from segue.profile import Profile
+
+    names = [name.strip() for name in methods.split(",")] if methods else None
+    for name in names or ():
+        catalog.find(name)
+    if rounds < 1:
+        raise ValueError(f"--rounds {rounds} is not allowed: at least 1")
+    chosen = suite(prompts, limit)
+    settings = Settings(max_tokens=max_tokens, temperature=chosen.temperature, seed=seed)
+    pool = tuning.candidates(names, draft is not None, seed)
+    import segue
+
+    lm = segue.model(model, dtype=dtype, device=device)
+    facts: Any = lm.lm
+    kind = str(facts.dtype).removeprefix("torch.")
+    room = lm.lm.context_length - max_tokens - 1
+    ids = [lm.encode(prompt)[-room:] for prompt in chosen.prompts]
+
+    def make(candidate: tuning.Candidate) -> Ours:
+        values = dict(candidate.fields)
+        if draft is not None and "draft" in {f.name for f in catalog.find(candidate.method).fields}:
+            values["draft"] = draft
+        return Ours(candidate.name, lm, catalog.build(candidate.method, **values))
+
+    setting = {
+        "model": lm.lm.name,
+        "dtype": kind,
+        "draft": draft,
+        "max_tokens": max_tokens,
+        "prompts": hashlib.sha256(repr(ids).encode()).hexdigest()[:16],
+        "version": segue.__version__,
+    }
+    journals = [output.with_suffix(f".rung{number}.jsonl") for number in range(8)]
+    verdict = _watched(
+        lambda say: tuning.tune(
+            pool, make, ids, settings, strict=kind == "float32" and not settings.temperature,
+            journal=lambda number: journals[number], setting=setting, rounds=rounds, say=say,
+        )
+    )  # fmt: skip
+    import torch
+
+    from segue.models.cost import processor
+
+    fields = dict(verdict.winner.fields) | (
+        {"draft": draft} if draft and verdict.winner.method == "draft_model" else {}
+    )
+    found = {"ratio_to_plain": verdict.ratio, "ranking": verdict.ranking, "tried": verdict.tried, "prompts": len(ids)}
+    profile = Profile(verdict.winner.method, fields, lm.lm.name, kind, torch.get_num_threads(), processor(), found)
+    profile.write(output)
+    for journal in journals:
+        journal.unlink(missing_ok=True)
+    if json:
+        from dataclasses import asdict
+
+        print(report.as_json(asdict(profile)))
+        return
+    print("\n".join([*tuning.words(verdict, len(ids)), f"written to {output}; use it with --profile {output}"]))
+
+
+def _watched(work: Any) -> Any:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("tuning", total=None)
+        return work(lambda text, done, total: bar.update(task, description=text, completed=done, total=total))

@@ -1,0 +1,1 @@
+"""llama.cpp's side of the house: weights in its own format."""
