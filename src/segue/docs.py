@@ -103,7 +103,7 @@ def _result(result: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{k} {v}" for k, v in setting.get("versions", {}).items())
     median, least, most = result["ratio"]
     lines = [
-        f"- speed against transformers greedy: {median:.2f} (rounds from {least:.2f} to {most:.2f})",
+        f"- speed against transformers greedy: {median:.2f} (95%: {least:.2f} to {most:.2f})",
         f"- prompts: {result['prompts']}, of which {result['looping']} gave looping text",
         f"- same tokens as transformers greedy: {result['equal']} of {result['prompts']} ({setting.get('dtype')})",
     ]

@@ -34,10 +34,11 @@ def prompts(tmp_path: Path) -> Path:
 def test_a_table_a_json_and_a_report_that_needs_no_network(prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = subprocess.run(command(prompts, out, "--rounds", "1"), capture_output=True, text=True, check=True)
-    for name in ("transformers", "transformers prompt", "transformers assistant", "plain", "auto"):
+    for name in ("transformers", "plain", "auto", "over plain", "acceptance"):
         assert name in done.stdout
     data = json.loads((out / "own.json").read_text())
-    assert [r["name"] for r in data["records"]][3:] == ["plain", "auto"]
+    names = [r["name"] for r in data["records"]]
+    assert names == ["transformers", "transformers prompt lookup", "transformers assistant", "plain", "auto"]
     plain = data["records"][3]
     assert plain["tokens_per_forward"] == 1.0
     assert set(plain["by_kind"]) == {"tale", "code"}

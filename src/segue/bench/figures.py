@@ -42,6 +42,7 @@ def summary(rows: list[Row], kinds: list[str], margins: dict[str, list[float]]) 
     """One record for each contestant; the first row is the baseline. `margins`: per contestant the logit margins at the
     first differing token of every answer that is not the baseline's."""
     base = rows[0]
+    plain = next((row for row in rows if row.name == "plain"), None)
     straight = [i for i, tokens in enumerate(base.tokens) if not looping(tokens)]
     for row in rows:
         count = sum(map(len, row.tokens))
@@ -51,6 +52,7 @@ def summary(rows: list[Row], kinds: list[str], margins: dict[str, list[float]]) 
             "tokens_per_second": round(float(np.median([count / sum(r) for r in row.seconds])), 1),
             "ratio": _rounded(ratio(row, base)),
             "ratio_not_looping": _rounded(ratio(row, base, straight)) if straight else None,
+            "ratio_to_plain": _rounded(ratio(row, plain)) if plain else None,
             "by_kind": {
                 kind: _rounded(ratio(row, base, [i for i, k in enumerate(kinds) if k == kind]))
                 for kind in dict.fromkeys(kinds)

@@ -30,6 +30,8 @@ class Transformers:
         how: dict[str, Any] = {"do_sample": False}
         if settings.temperature:
             how = {"do_sample": True, "temperature": settings.temperature, "top_k": 0}
+        if settings.ignore_eos:
+            how["min_new_tokens"] = settings.max_tokens
         end = self.network.generation_config.eos_token_id
         out = self.network.generate(
             ids,

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,20 @@ from segue.models.cost import processor
 from segue.models.load import EMBEDDED
 
 PEERS = ("transformers", "llama.cpp")
-HEADS = ("", "tokens/s", "speed", "not looping", "tokens/forward", "forwards", "acceptance", "draft/verify/other ms",
-         "memory +MB", "equal", "margin")  # fmt: skip
+HEADS = (
+    "",
+    "tokens/s",
+    "speed",
+    "over plain",
+    "not looping",
+    "tokens/forward",
+    "forwards",
+    "acceptance",
+    "draft/verify/other ms",
+    "memory +MB",
+    "equal",
+    "margin",
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,12 @@ class Plan:
     command: str
 
 
-def parse_methods(text: str | None, draft: str | None) -> tuple[tuple[str, Any], ...]:
-    """Methods from names with fields, e.g. "plain,token_recycling:nodes=16:budget=gain"; all of the catalog where None.
-    A draft model is handed to those that take one and name none."""
-    names = text.split(",") if text else list(catalog.entries())
+def parse_methods(text: str | None, draft: str | None, source: str) -> tuple[tuple[str, Any], ...]:
+    """Methods from names with fields, e.g. "plain,token_recycling:nodes=16:budget=gain"; all that `source` allows where
+    None. A draft model is handed to those that take one and name none."""
+    has_draft = draft is not None or source == "mini"
+    able = [n for n, e in catalog.entries().items() if has_draft or "a draft model" not in e.card.needs]
+    names = text.split(",") if text else able
     methods = []
     for name in names:
         base, *pairs = name.strip().split(":")
@@ -91,7 +105,7 @@ def measure(
         from segue.bench.llamacpp import llamacpp_peers
 
         contestants += llamacpp_peers(peers[0].network, model.lm)
-    settings = replace(plan.settings)
+    settings = plan.settings
     rows = contest(
         contestants, prompts, settings, rounds=plan.rounds, journal=journal, setting=setting, progress=progress
     )
@@ -110,6 +124,7 @@ def table(records: list[dict[str, Any]]) -> list[list[str]]:
                 r["name"],
                 f"{r['tokens_per_second']:.0f}",
                 "{:.2f} [{:.2f}, {:.2f}]".format(*r["ratio"]),
+                "{:.2f} [{:.2f}, {:.2f}]".format(*r["ratio_to_plain"]) if r["ratio_to_plain"] else "-",
                 f"{r['ratio_not_looping'][0]:.2f}" if r["ratio_not_looping"] else "-",
                 f"{r['tokens_per_forward']:.2f}" if parts else "-",
                 f"{r['target_forwards']}+{r['draft_forwards']}" if parts else "-",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,20 +49,23 @@ def bench(
     """
     if rounds < 1:
         raise ValueError(f"--rounds {rounds} is not allowed: at least 1")
+    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None] if output is not None else []
+    if missing:
+        raise ValueError(f"the report of -o needs {' and '.join(missing)}: pip install 'segue[bench]'")
     from segue.bench import session
     from segue.bench.suites import suite as find_suite
     from segue.data import Settings
 
     chosen = find_suite(suite, limit)
     source = model or "mini"
-    draft = draft or ("mini-draft" if source == "mini" else None)
     heat = chosen.temperature if temperature is None else temperature
     plan = session.Plan(
         chosen,
-        session.parse_methods(methods, None),
+        session.parse_methods(methods, draft, source),
         source,
-        draft,
-        Settings(max_tokens=max_tokens, temperature=heat, seed=seed),
+        draft or ("mini-draft" if source == "mini" else None),
+        # Samples end where chance has it: all go to full length, or lengths would decide the comparison.
+        Settings(max_tokens=max_tokens, temperature=heat, seed=seed, ignore_eos=heat > 0),
         rounds,
         session.check_peers(peers),
         "segue " + shlex.join(sys.argv[1:]),
@@ -82,6 +86,8 @@ def bench(
         )
         html = page(records, setting, (list(cost.rows), list(cost.seconds)), rows)
         (output / f"{chosen.name}.html").write_text(html)
+        if journal is not None:
+            journal.unlink(missing_ok=True)  # the next one starts anew
     if write:
         session.write_results(records, setting)
     if json:
