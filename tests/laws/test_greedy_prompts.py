@@ -17,8 +17,9 @@ from segue.laws.base import decode
 from segue.laws.less_work import less_work
 from segue.laws.oracle import Answer, NetworkOracle
 from segue.laws.same_tokens import Compared, compare
-from segue.models.load import EMBEDDED, load
-from segue.models.transformers_lm import TransformersLM
+from segue.models.source import EMBEDDED
+from segue.models.transformers.lm import TransformersLM
+from segue.models.transformers.load import load
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.jsonl"
 SETTINGS = Settings(max_tokens=48)

@@ -15,7 +15,7 @@ from segue.laws.less_work import counted, less_work
 from segue.laws.suite import repetitive
 from segue.laws.worlds import World, neighbour
 from segue.models.run import Decoder, Run
-from segue.models.transformers_lm import TransformersLM
+from segue.models.transformers.lm import TransformersLM
 
 
 @pytest.fixture

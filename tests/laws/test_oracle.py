@@ -7,7 +7,7 @@ from transformers.generation import logits_process as hf
 from segue.data import Settings
 from segue.laws.oracle import NetworkOracle, TableOracle, warped
 from segue.laws.worlds import World, toy_world
-from segue.models.transformers_lm import TransformersLM
+from segue.models.transformers.lm import TransformersLM
 
 
 @pytest.mark.parametrize(

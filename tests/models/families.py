@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import transformers as tf
 
-from segue.models.load import wrap
-from segue.models.transformers_lm import TransformersLM
+from segue.models.transformers.lm import TransformersLM
+from segue.models.transformers.load import wrap
 
 VOCAB = 97
 BASE = {

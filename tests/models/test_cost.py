@@ -13,7 +13,7 @@ import pytest
 from segue.laws.worlds import network_world, toy_world
 from segue.models import cost
 from segue.models.cost import FLAT, ROWS, Cost, cost_of
-from segue.models.transformers_lm import TransformersLM
+from segue.models.transformers.lm import TransformersLM
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from segue.data import DraftTree, Want
-from segue.models.kv import SMALLEST, KVCache
 from segue.models.sequence import Mark, Sequence
+from segue.models.transformers.kv import SMALLEST, KVCache
 from tests.models.families import Twins, twins
-from tests.models.test_packed_trees import tokens
+from tests.models.transformers.test_packed_trees import tokens
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from segue.data import CapabilityError, DraftTree, Want
 from segue.models.sequence import Mark
 from tests.models.families import VOCAB, Twins, twins
-from tests.models.test_packed_trees import random_tree, tokens
+from tests.models.transformers.test_packed_trees import random_tree, tokens
 
 FAMILIES = ["llama", "qwen3", "gemma3", "gpt2", "gemma2"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from segue.models.cost import Cost, processor
-from segue.models.transformers_lm import TransformersLM
+from segue.models.transformers.lm import TransformersLM
 
 BUFFER = 256 * 2**20  # bytes: far more than a last-level cache share
 REPEATS = 8

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from segue.bench.contest import Row
 from segue.data import Settings, Stats
-from segue.models.load import EMBEDDED
+from segue.models.source import EMBEDDED
 
 GREEDY, LOOKUP, ASSISTANT = "transformers", "transformers prompt lookup", "transformers assistant"
 LOOKUP_TOKENS = 10

@@ -25,7 +25,7 @@ from segue.bench.peers import margins, transformers_peers
 from segue.bench.suites import Suite
 from segue.data import Settings
 from segue.models.cost import processor
-from segue.models.load import EMBEDDED
+from segue.models.source import EMBEDDED
 
 PEERS = ("transformers", "llama.cpp")
 HEADS = (

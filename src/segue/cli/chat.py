@@ -45,7 +45,7 @@ def chat(
     from segue.api import Model, make_settings
     from segue.cli.conversation import Form
     from segue.cli.interrupt import Signals, StoppableEngine
-    from segue.models.load import load
+    from segue.models.transformers.load import load
 
     make_settings(**settings)
     lm = load(model, dtype=dtype, device=device)

@@ -105,7 +105,7 @@ def _work(
     """Answer what is left; gives the summary, and the signal that ended it early or 0."""
     from segue.cli.interrupt import Signals, StoppableEngine, Stopped
     from segue.cli.job import Job
-    from segue.models.load import load
+    from segue.models.transformers.load import load
 
     before = len(answers.done)
     tokens = forwards = stopped = 0

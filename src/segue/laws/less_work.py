@@ -15,7 +15,7 @@ from segue.data import Settings, Stats
 from segue.laws.base import LawBroken, decode
 from segue.models.lm import LM
 from segue.models.method import Method
-from segue.models.transformers_lm import TransformersLM
+from segue.models.transformers.lm import TransformersLM
 
 
 @dataclass(slots=True)

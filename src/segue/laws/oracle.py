@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from segue.data import FinishReason, Settings
 from segue.laws.enumerate import Law
 from segue.models.lm import LM
-from segue.models.transformers_lm import TransformersLM
+from segue.models.transformers.lm import TransformersLM
 
 
 @dataclass(frozen=True, slots=True)

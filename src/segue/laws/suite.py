@@ -20,7 +20,7 @@ from segue.laws.same_tokens import Compared, same_tokens
 from segue.laws.worlds import World, neighbour
 from segue.models.lm import LM
 from segue.models.method import Method
-from segue.models.transformers_lm import TransformersLM
+from segue.models.transformers.lm import TransformersLM
 
 # What a need on a card is met with, given the target: the values of the fields that name it.
 Companions = Mapping[str, Callable[[LM], dict[str, Any]]]

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 
 from segue.laws.oracle import NetworkOracle, Oracle, TableOracle
 from segue.models.lm import LM
-from segue.models.load import wrap
 from segue.models.toy import ToyLM
-from segue.models.transformers_lm import TransformersLM
+from segue.models.transformers.lm import TransformersLM
+from segue.models.transformers.load import wrap
 
 FAMILIES = ("llama", "gpt2", "gemma2", "qwen3")
 VOCABULARY = 96

@@ -34,8 +34,8 @@ def fit(logits: Tensor, size: int) -> Tensor:
 
 
 def _load(target: LM, path: str) -> LM:
-    from segue.models.load import load
-    from segue.models.transformers_lm import TransformersLM
+    from segue.models.transformers.lm import TransformersLM
+    from segue.models.transformers.load import load
 
     if not isinstance(target, TransformersLM):
         return load(path)

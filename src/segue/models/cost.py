@@ -23,7 +23,7 @@ import transformers
 from segue.data import DraftTree, Want
 
 if TYPE_CHECKING:
-    from segue.models.transformers_lm import TransformersLM
+    from segue.models.transformers.lm import TransformersLM
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 SECONDS = 2.0  # budget of a measurement; one forward more may run over it

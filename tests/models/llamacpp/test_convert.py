@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from segue.models.llamacpp.convert import convert
-from segue.models.load import EMBEDDED
+from segue.models.source import EMBEDDED
 from tests.models.families import network
 
 gguf = pytest.importorskip("gguf")

@@ -9,7 +9,7 @@ import torch
 import transformers as tf
 
 from segue.data import CapabilityError
-from segue.models.load import wrap
+from segue.models.transformers.load import wrap
 from tests.models.families import BASE, CONFIGS
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

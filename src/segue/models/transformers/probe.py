@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from segue.data import CapabilityError, DraftTree
-from segue.models import attention
-from segue.models.attention import Item, Plan, following
-from segue.models.kv import KVCache, LayerShape, Layout
+from segue.models.transformers import attention
+from segue.models.transformers.attention import Item, Plan, following
+from segue.models.transformers.kv import KVCache, LayerShape, Layout
 
 WAY_OUT = "use it through transformers' own generate, or choose a model of a family with plain attention layers"
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}

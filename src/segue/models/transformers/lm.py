@@ -11,16 +11,16 @@ import torch
 from transformers import PreTrainedModel
 
 from segue.data import CapabilityError, PackedLogits, Scores, Want
-from segue.models.attention import Item, Plan, following
 from segue.models.cost import Cost, cost_of
-from segue.models.kv import KVCache, Layout
-from segue.models.layers import skipping
 from segue.models.lm import LM, Ask
 from segue.models.sequence import Sequence
+from segue.models.transformers.attention import Item, Plan, following
+from segue.models.transformers.kv import KVCache, Layout
+from segue.models.transformers.layers import skipping
 
 
 class TransformersLM(LM):
-    """Built by `segue.models.load.load`, which also checks that the model can do this."""
+    """Built by `segue.models.transformers.load.load`, which also checks that the model can do this."""
 
     def __init__(
         self, network: PreTrainedModel, layout: Layout, *, name: str, tokenizer: Any, context_length: int

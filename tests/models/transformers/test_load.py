@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from segue.models import load as loading
-from segue.models.load import EMBEDDED, load
+from segue.models.source import EMBEDDED
+from segue.models.transformers import load as loading
+from segue.models.transformers.load import load
 from tests.models.families import network
 
 

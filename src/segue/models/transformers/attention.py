@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from segue.data import CapabilityError, DraftTree
-from segue.models.kv import KVCache, Shared
+from segue.models.transformers.kv import KVCache, Shared
 
 NAME = "segue"
 _IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states"}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from segue.models import linear
-from segue.models.linear import PackedLinear, pack
+from segue.models.transformers import linear
+from segue.models.transformers.linear import PackedLinear, pack
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,160 @@
+"""From a path or hub id to a transformers model driven by Segue."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from segue.data import CapabilityError
+from segue.models.source import place
+from segue.models.transformers.linear import pack
+from segue.models.transformers.lm import TransformersLM
+from segue.models.transformers.probe import probe
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def load(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    device_map: Any = None,
+    tp_plan: Any = None,
+    check: bool = True,
+    pack_linears: bool = True,
+    **options: Any,
+) -> TransformersLM:
+    """Load a causal language model.
+
+    `source` is a local folder, a hub id, the name of an embedded model ("mini", "mini-draft"), or None for "mini".
+    `dtype` defaults to the checkpoint's own, or float32 where the device has no fast bfloat16 (float16 on a CPU counts
+    as slow). `device_map` and `tp_plan` go to transformers as they are, and so do `options` (revision, token, ...).
+    `check=False` skips the comparison with the model's own attention; `pack_linears=False` leaves the linear layers as
+    they are (packed ones are faster on a CPU and cannot be trained). Raises ValueError (CapabilityError where the
+    model is whole but cannot be driven).
+    """
+    name, path = place(source)
+    if device is not None and (device_map is not None or tp_plan is not None):
+        raise ValueError(f"device={device!r} cannot be combined with device_map or tp_plan: give one of them")
+    where = _device(device)
+    config = _guard(name, lambda: AutoConfig.from_pretrained(path, **options))
+    chosen = _dtype(dtype, config, where)
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        network, report = _guard(
+            name,
+            lambda: AutoModelForCausalLM.from_pretrained(
+                path, dtype=chosen, device_map=device_map, tp_plan=tp_plan, output_loading_info=True, **options
+            ),
+        )
+        tokenizer = _tokenizer(path, options)
+    finally:
+        transformers_logging.set_verbosity(level)
+    _check_report(name, report)
+    if device_map is None and tp_plan is None:
+        network = network.to(where)
+    network.eval()
+    lm = wrap(network, tokenizer, name=name, check=check)
+    if pack_linears:
+        pack(network)
+    return lm
+
+
+def wrap(network: Any, tokenizer: Any = None, *, name: str | None = None, check: bool = True) -> TransformersLM:
+    """Drive a transformers model that is already in memory. It is switched to Segue's attention."""
+    layout, context = probe(network, check)
+    _check_tokenizer(network, tokenizer)
+    label = name or type(network).__name__
+    return TransformersLM(network, layout, name=label, tokenizer=tokenizer, context_length=context)
+
+
+def _device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} cannot be used here ({str(error).splitlines()[0]}): try 'cpu'") from None
+    return place
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is at least as fast as float32 there."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type != "cpu" or bool(supported())
+
+
+def _dtype(dtype: str | torch.dtype | None, config: Any, device: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    own = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    own = DTYPES.get(own, torch.float32) if isinstance(own, str) else own
+    slow = (own == torch.bfloat16 and not fast_bfloat16(device)) or (own == torch.float16 and device.type == "cpu")
+    return torch.float32 if slow else own
+
+
+def _guard(name: str, load_it: Any) -> Any:
+    """Turn the many ways loading fails into one clear ValueError."""
+    try:
+        return load_it()
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are damaged ({error}): copy or download them again") from None
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, EOFError) as error:
+        if isinstance(error, CapabilityError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"cannot load {name}: {reason}") from error
+
+
+def _check_report(name: str, report: dict[str, Any]) -> None:
+    missing = sorted(report.get("missing_keys") or [])
+    mismatched = sorted(str(k) for k in report.get("mismatched_keys") or [])
+    for what, keys in (("are missing from the checkpoint", missing), ("have another shape there", mismatched)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ValueError(f"weights of {name} {what}: {', '.join(keys[:3])}{more}; the checkpoint is incomplete")
+
+
+def _tokenizer(path: str, options: dict[str, Any]) -> Any:
+    """The tokenizer, or None where the folder has none: such a model takes token ids."""
+    folder = Path(path)
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    if folder.is_dir() and not any((folder / n).is_file() for n in names):
+        return None
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    try:
+        return AutoTokenizer.from_pretrained(path, **options)
+    except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"cannot load the tokenizer of {path}: {reason}") from error
+
+
+def _check_tokenizer(network: Any, tokenizer: Any) -> None:
+    rows = network.get_input_embeddings().weight.shape[0]
+    if tokenizer is not None and len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer knows {len(tokenizer)} tokens, but the model has embeddings for {rows}: "
+            "the folder mixes files of two models"
+        )
