@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers as tf
 
+from segue.models.transformers.linear import dense_or_packed
 from segue.models.transformers.lm import TransformersLM
 from segue.models.transformers.load import wrap
 
@@ -134,5 +135,6 @@ def network(family: str, seed: int = 0) -> Any:
     return net.eval()
 
 
-def twins(family: str, seed: int = 0) -> Twins:
-    return Twins(wrap(network(family, seed), name=family), network(family, seed))
+def twins(family: str, seed: int = 0, lean: bool = False) -> Twins:
+    make = dense_or_packed if lean else None
+    return Twins(wrap(network(family, seed), name=family, make=make), network(family, seed))

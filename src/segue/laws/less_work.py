@@ -1,6 +1,6 @@
 """Less work: a method that promises the same output must also save forwards, or it is plain decoding in disguise.
 
-Forwards are counted by a hook on the network itself, so that a method's own statistics are checked too.
+Forwards are counted at the models themselves, so that a method's own statistics are checked too.
 """
 
 from __future__ import annotations
@@ -9,38 +9,40 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from torch import nn
-
-from segue.data import Settings, Stats
+from segue.data import Scores, Settings, Stats
 from segue.laws.base import LawBroken, decode
-from segue.models.lm import LM
+from segue.models.lm import LM, Ask
 from segue.models.method import Method
-from segue.models.transformers.lm import TransformersLM
 
 
 @dataclass(slots=True)
 class Count:
-    """Forwards of one network."""
+    """Forwards of one model."""
 
     forwards: int = 0
 
 
 @contextmanager
-def counted(network: nn.Module) -> Iterator[Count]:
-    """Counts the forwards of a network within the context."""
+def counted(lm: LM) -> Iterator[Count]:
+    """Counts the forwards of a model within the context."""
     count = Count()
+    forward, wrapped = lm.forward, "forward" in vars(lm)
 
-    def hook(*_: object) -> None:
+    def counting(asks: Sequence[Ask]) -> list[Scores]:
         count.forwards += 1
+        return forward(asks)
 
-    handle = network.register_forward_hook(hook)
+    lm.forward = counting  # type: ignore[method-assign]
     try:
         yield count
     finally:
-        handle.remove()
+        if wrapped:
+            lm.forward = forward  # type: ignore[method-assign]
+        else:
+            del lm.forward
 
 
-def less_work(method: Method, lm: TransformersLM, prompt: Sequence[int], tokens: int = 48) -> Stats:
+def less_work(method: Method, lm: LM, prompt: Sequence[int], tokens: int = 48) -> Stats:
     """On a repetitive prompt the target runs fewer forwards than there are new tokens, and the statistics say the truth
     about how many. Drafters start with nothing learned."""
     settings = Settings(max_tokens=tokens, ignore_eos=True)
@@ -48,16 +50,16 @@ def less_work(method: Method, lm: TransformersLM, prompt: Sequence[int], tokens:
     decode(lm, method, [prompt], Settings(max_tokens=2, ignore_eos=True))
     lm.reset_stores()
     with ExitStack() as stack:
-        counts = {id(m.network): stack.enter_context(counted(m.network)) for m in _networks([lm, *_drafts(lm)])}
+        counts = {id(m): stack.enter_context(counted(m)) for m in _distinct([lm, *_drafts(lm)])}
         stats = decode(lm, method, [prompt], settings)[0].stats
-    mine = counts[id(lm.network)].forwards
+    mine = counts[id(lm)].forwards
     everything = sum(count.forwards for count in counts.values())
     drafting_itself = any(draft is lm for draft in _drafts(lm))
     claimed = stats.target_forwards + stats.draft_forwards
     if everything != claimed or (not drafting_itself and mine != stats.target_forwards):
         raise LawBroken(
             f"{method} on {lm.name} reports {stats.target_forwards} target and {stats.draft_forwards} draft forwards, "
-            f"but there were {mine} of the target and {everything - mine} of other networks"
+            f"but there were {mine} of the target and {everything - mine} of other models"
         )
     if not stats.tokens_per_forward > 1:
         raise LawBroken(
@@ -71,5 +73,5 @@ def _drafts(lm: LM) -> list[LM]:
     return list(lm.companions.values())
 
 
-def _networks(models: Iterable[LM]) -> list[TransformersLM]:
-    return list({id(m): m for m in models if isinstance(m, TransformersLM)}.values())
+def _distinct(models: Iterable[LM]) -> list[LM]:
+    return list({id(m): m for m in models}.values())

@@ -2,8 +2,11 @@
 
 Verification is not free on every machine: on a CPU 8 rows may cost 1.2 times one row, 64 rows four times. Budget
 controllers weigh a draft against this curve. It is measured when first asked for, in under three seconds, as the
-minimum over alternated repeats, since noise only ever adds; and it is kept in a file per machine, model shape,
+minimum over alternated repeats, since noise only ever adds; and it is kept in a file per machine, model shape, backend,
 precision and thread count, so that decisions taken from it are the same in the next process.
+
+A small model's step is many short operations, and waking a second thread for each costs more than it saves: the curve
+is measured with every thread count that is worth it, and the model keeps the one that wins.
 """
 
 from __future__ import annotations
@@ -18,19 +21,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 
 from segue.data import DraftTree, Want
 
 if TYPE_CHECKING:
-    from segue.models.transformers.lm import TransformersLM
+    from segue.models.lm import LM
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 SECONDS = 2.0  # budget of a measurement; one forward more may run over it
 REPEATS = 12  # rounds over ROWS at most
 CONTEXT = 256  # committed tokens while measuring
 SLOW = 0.1  # seconds of a forward from which on the context stays small: reading it would take the whole budget
-FORMAT = 1
+TYPICAL = 8  # rows at which thread counts are compared
+CLEARLY = 0.95  # more threads must bring a forward below this share: fewer leave the machine to others
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Cost:
 
     rows: tuple[int, ...]  # ascending, from 1
     seconds: tuple[float, ...]
+    threads: int = 0  # that this was measured with, and that forwards run on; 0 where that does not apply
     path: Path | None = field(default=None, compare=False)  # where it is remembered
 
     def step(self, rows: int) -> float:
@@ -56,7 +61,7 @@ class Cost:
 FLAT = Cost((1,), (1.0,))  # a model whose forwards cost the same whatever they score
 
 
-def cost_of(lm: TransformersLM, *, refresh: bool = False) -> Cost:
+def cost_of(lm: LM, *, refresh: bool = False) -> Cost:
     """The curve of a model: from the cache where it is known, else measured and remembered."""
     facts = _facts(lm)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
@@ -68,16 +73,17 @@ def cost_of(lm: TransformersLM, *, refresh: bool = False) -> Cost:
     return replace(cost, path=path) if _write(path, cost, facts) else cost
 
 
-def measure(lm: TransformersLM, seconds: float = SECONDS) -> Cost:
-    """Time forwards of 1, 2, 4, ... rows in turn on a sequence of its own. What does not fit the budget is left out."""
+def measure(lm: LM, seconds: float = SECONDS) -> Cost:
+    """Time forwards of 1, 2, 4, ... rows in turn on a sequence of its own, with each thread count that the model may
+    use. What does not fit the budget is left out."""
     sequence = lm.sequence()
     token = next(i for i in range(lm.vocab_size) if i not in lm.eos_ids)
-    want = Want()
-    best: dict[int, float] = {}
+    before, choices = lm.threads, lm.thread_choices()
+    best: dict[tuple[int, int], float] = {}
     try:
         begin = time.perf_counter()
         for _ in range(2):  # the first forward pays for lazy initialisation
-            one = _time(lm, sequence, DraftTree.root(token), want)
+            one = _time(lm, sequence, DraftTree.root(token))
         length = CONTEXT if one < SLOW else 16
         lm.forward([(sequence, DraftTree.chain([token] * min(length, lm.context_length // 2)), Want(logits="none"))])
         sequence.commit(list(range(len(sequence.scored or ()))))
@@ -85,18 +91,30 @@ def measure(lm: TransformersLM, seconds: float = SECONDS) -> Cost:
         trees = {k: _tree(token, k) for k in sizes}
         for _ in range(REPEATS):
             for k in sizes:
-                if k in best and time.perf_counter() - begin > seconds:
-                    break
+                late = time.perf_counter() - begin > seconds
                 # A first measurement is worth more than a repeat, but a very slow model shows its curve in two points.
-                if best and k not in best and time.perf_counter() - begin > seconds and len(best) > 1:
+                if late and ((1, choices[0]) in best) and (k in _rows(best, choices) or len(_rows(best, choices)) > 1):
                     break
-                best[k] = min(best.get(k, float("inf")), _time(lm, sequence, trees[k], want))
+                for lm.threads in choices:
+                    spent = _time(lm, sequence, trees[k])
+                    best[k, lm.threads] = min(best.get((k, lm.threads), float("inf")), spent)
             if time.perf_counter() - begin > seconds:
                 break
     finally:
+        lm.threads = before
         sequence.release()
-    rows = tuple(sorted(best))
-    return Cost(rows, tuple(best[k] for k in rows))
+    rows = _rows(best, choices)
+    threads = choices[0]
+    at = max(k for k in rows if k <= TYPICAL)
+    for more in choices[1:]:
+        if best[at, more] < CLEARLY * best[at, threads]:
+            threads = more
+    return Cost(rows, tuple(best[k, threads] for k in rows), threads)
+
+
+def _rows(best: dict[tuple[int, int], float], choices: tuple[int, ...]) -> tuple[int, ...]:
+    """Row counts that were measured with every thread count."""
+    return tuple(sorted({k for k, _ in best if all((k, t) in best for t in choices)}))
 
 
 def cache_folder() -> Path:
@@ -123,31 +141,26 @@ def _tree(token: int, rows: int) -> DraftTree:
     return tree
 
 
-def _time(lm: TransformersLM, sequence: Any, tree: DraftTree, want: Want) -> float:
+def _time(lm: LM, sequence: Any, tree: DraftTree) -> float:
     begin = time.perf_counter()
-    (scores,) = lm.forward([(sequence, tree, want)])
+    (scores,) = lm.forward([(sequence, tree, Want())])
     scores.argmax()  # a GPU is waited for here
     return time.perf_counter() - begin
 
 
-def _facts(lm: TransformersLM) -> dict[str, Any]:
+def _facts(lm: LM) -> dict[str, Any]:
     """Everything the curve depends on."""
-    config = lm.network.config.to_dict()
-    config.pop("_name_or_path", None)
-    shape = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:24]
-    on_gpu = lm.device.type == "cuda"
     return {
         "format": FORMAT,
-        "machine": torch.cuda.get_device_name(lm.device) if on_gpu else f"{processor()}, {os.cpu_count()} cores",
-        "device": str(lm.device),
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "spin": os.environ.get("GOMP_SPINCOUNT"),
-        "dtype": str(lm.dtype),
         "model": lm.name,
-        "shape": shape,
+        "backend": lm.backend,
+        "precision": lm.precision,
         "weight_bytes": lm.weight_bytes,
-        "versions": [torch.__version__, transformers.__version__],
-        "linears": sorted({type(m).__name__ for m in lm.network.modules() if "Linear" in type(m).__name__}),
+        "versions": [torch.__version__],
+        **lm.facts(),
     }
 
 
@@ -155,7 +168,7 @@ def _read(path: Path) -> Cost | None:
     """A remembered curve; None where there is none or the file is damaged, which a measurement mends."""
     try:
         data = json.loads(path.read_text())
-        cost = Cost(tuple(map(int, data["rows"])), tuple(map(float, data["seconds"])))
+        cost = Cost(tuple(map(int, data["rows"])), tuple(map(float, data["seconds"])), int(data["threads"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     whole = len(cost.rows) == len(cost.seconds) > 0 and list(cost.rows) == sorted(set(cost.rows)) and cost.rows[0] == 1
@@ -167,7 +180,10 @@ def _write(path: Path, cost: Cost, facts: dict[str, Any]) -> bool:
     staging = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(json.dumps({"rows": cost.rows, "seconds": cost.seconds, "of": facts}, indent=1) + "\n")
+        staging.write_text(
+            json.dumps({"rows": cost.rows, "seconds": cost.seconds, "threads": cost.threads, "of": facts}, indent=1)
+            + "\n"
+        )
         staging.replace(path)
     except OSError:
         return False

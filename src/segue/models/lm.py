@@ -14,15 +14,18 @@ Ask = tuple[Sequence, DraftTree, Want]
 
 
 class LM(ABC):
-    """A causal language model. Two backends implement it: transformers models and an enumerable toy."""
+    """A causal language model: a transformers model, a GGUF file run by llama.cpp, or an enumerable toy."""
 
     name: str
+    backend: str  # who runs it, e.g. "transformers"
+    precision: str  # of its weights, e.g. "bfloat16", "int8", "q8_0"
     vocab_size: int
     context_length: int
     eos_ids: frozenset[int]
     tokenizer: Any = None  # a transformers tokenizer, or None: then prompts are token ids
     weight_bytes: int = 0
     bytes_per_row: int = 0  # cache memory of one token
+    threads: int = 0  # that its forwards run on; 0 leaves the process as it is
 
     def __init__(self) -> None:
         self.stores: dict[str, Any] = {}  # what drafters keep between requests, by method name
@@ -32,6 +35,14 @@ class LM(ABC):
     def cost(self) -> Cost:
         """What a forward costs by the number of its rows."""
         return FLAT
+
+    def thread_choices(self) -> tuple[int, ...]:
+        """Thread counts that its forwards may run on, ascending."""
+        return (self.threads,)
+
+    def facts(self) -> dict[str, Any]:
+        """What the cost of a forward depends on, besides name, backend, precision and threads."""
+        return {}
 
     @abstractmethod
     def sequence(self) -> Sequence:

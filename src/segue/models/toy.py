@@ -47,6 +47,7 @@ class ToyLM(LM):
             raise ValueError(f"a toy of {vocab_size} tokens and order {order}: at least 2 tokens and order 1")
         generator = torch.Generator().manual_seed(seed)
         self.name = f"toy-{vocab_size}-{order}-{seed}"
+        self.backend, self.precision = "toy", "float64"
         self.vocab_size = vocab_size
         self.order = order
         self.context_length = 4096

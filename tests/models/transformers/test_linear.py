@@ -1,36 +1,97 @@
-"""Packed linears give the ordinary product."""
+"""Products made after loading give the ordinary one, and quantized ones stay within what their bits explain."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from segue.models.transformers import linear
-from segue.models.transformers.linear import PackedLinear, pack
+from segue.models.transformers import linear, quantized
+from segue.models.transformers.linear import DenseProduct, PackedProduct, dense_or_packed, maker, swap_linears
+from segue.models.transformers.quantized import GROUP, QUANTIZED, Int8Product, quantize_int4, quantize_int8
+
+
+def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [0, 1, 2, 7, 33])
 def test_product(dtype: torch.dtype, bias: bool, rows: int) -> None:
-    torch.manual_seed(0)
-    layer = nn.Linear(48, 80, bias=bias).to(dtype)
-    x = torch.randn(1, rows, 48, dtype=dtype)
-    with torch.no_grad():
-        torch.testing.assert_close(PackedLinear(layer)(x), layer(x), rtol=1e-2, atol=2e-2 if rows else 0)
+    weight, x = matrix(80, 48).to(dtype), matrix(rows, 48, 1)[None].to(dtype)
+    extra = matrix(1, 80, 2)[0].to(dtype) if bias else None
+    expected = nn.functional.linear(x, weight, extra)
+    for product in (PackedProduct, DenseProduct):
+        torch.testing.assert_close(product(weight, extra)(x), expected, rtol=1e-2, atol=2e-2 if rows else 0)
 
 
-def test_only_layers_that_gain_are_replaced() -> None:
-    net = nn.Sequential(
-        nn.Linear(8, 8), nn.Linear(1024, 1024), nn.Linear(8, 8).to(torch.bfloat16), nn.Linear(8, 8).half()
-    )
-    assert pack(net) == 2
-    assert [isinstance(layer, PackedLinear) for layer in net] == [False, True, True, False]
+def test_a_weight_is_packed_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(dense_or_packed(matrix(8, 8), None), DenseProduct)
+    assert isinstance(dense_or_packed(matrix(1024, 1024), None), PackedProduct)
+    assert isinstance(dense_or_packed(matrix(8, 8).bfloat16(), None), PackedProduct)
+    assert isinstance(dense_or_packed(matrix(8, 8).half(), None), DenseProduct)
+    # The op is private to PyTorch: where it gives something else, nothing is packed.
+    monkeypatch.setattr(linear, "_packing", {})
+    monkeypatch.setattr(PackedProduct, "__call__", lambda self, x: x.new_zeros(*x.shape[:-1], 48))
+    assert isinstance(dense_or_packed(matrix(8, 8).bfloat16(), None), DenseProduct)
 
 
-def test_nothing_is_replaced_where_the_op_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear.PackedLinear, "forward", lambda self, x: x.new_zeros(*x.shape[:-1], self.out_features))
-    net = nn.Sequential(nn.Linear(16, 16).to(torch.bfloat16))
-    assert pack(net) == 0
-    assert isinstance(net[0], nn.Linear)
+def test_every_plain_layer_is_swapped_and_nothing_else() -> None:
+    class Own(nn.Linear):
+        pass
+
+    net = nn.Sequential(nn.Linear(8, 6), nn.Sequential(Conv1D(5, 6)), Own(5, 5), nn.LayerNorm(5))
+    x = matrix(3, 8)
+    before = net(x)
+    assert swap_linears(net, dense_or_packed) == 2
+    torch.testing.assert_close(net(x), before)
+    assert type(net[2]) is Own
+
+
+@pytest.mark.parametrize("kind", list(QUANTIZED))
+@pytest.mark.parametrize("bias", [True, False])
+def test_quantized_products_are_close_and_rows_are_alone(kind: str, bias: bool) -> None:
+    weight, x = matrix(96, 4 * GROUP), matrix(9, 4 * GROUP, 1)
+    x[4] *= 1000  # one scale for all rows would drown the others
+    x[5] = 0
+    extra = matrix(1, 96, 2)[0] if bias else None
+    dtype = QUANTIZED[kind].dtype
+    product = maker(kind)(weight.to(dtype), None if extra is None else extra.to(dtype))
+    rows = product(x[None].to(dtype))[0]
+    assert rows.dtype == dtype
+    expected = nn.functional.linear(x, weight, extra)
+    error = (rows.float() - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-9)
+    assert float(error[torch.arange(9) != 5].max()) < {"int8": 0.015, "int4": 0.12}[kind]
+    torch.testing.assert_close(rows[5].float(), expected[5], rtol=1e-2, atol=1e-2)
+    for row in range(9):  # bit for bit, whatever stands beside
+        assert torch.equal(product(x[None, row : row + 1].to(dtype))[0, 0], rows[row])
+
+
+def test_values_are_the_nearest_of_their_grid() -> None:
+    weight = matrix(5, 2 * GROUP)
+    values, scale = quantize_int8(weight)
+    assert float((values * scale[:, None] - weight).abs().max()) <= float(scale.max()) / 2 * 1.0001
+    four, scales = quantize_int4(weight)
+    assert int(four.min()) >= 0
+    assert int(four.max()) <= 15
+    steps = scales.repeat_interleave(GROUP, 1)
+    off = ((four - 8) * steps - weight).abs() / steps.abs()
+    # Only what lies at the far end from the largest is cut off, by less than one step.
+    assert float((off <= 0.51).float().mean()) > 0.97
+    assert float(off.max()) <= 1.05
+
+
+def test_small_outputs_and_odd_shapes_keep_their_precision() -> None:
+    assert not isinstance(maker("int8")(matrix(4, 64), None), Int8Product)
+    assert isinstance(maker("int8")(matrix(64, 64), None), Int8Product)
+    assert not isinstance(maker("int4")(matrix(64, 50).bfloat16(), None), quantized.Int4Product)
+
+
+def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="quantize='int3' is unknown: choose from int8, int4"):
+        maker("int3")
+    monkeypatch.setattr(Int8Product, "__call__", lambda self, x: x.new_ones(*x.shape[:-1], 64))
+    with pytest.raises(ValueError, match="does not work with this PyTorch and processor"):
+        maker("int8")

@@ -15,9 +15,10 @@ from tests.models.families import CONFIGS, VOCAB, Twins, twins
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
+@pytest.fixture(scope="module", params=[(family, lean) for lean in (False, True) for family in CONFIGS], ids=str)
 def pair(request: pytest.FixtureRequest) -> Twins:
-    return twins(request.param)
+    family, lean = request.param
+    return twins(family, lean=lean)
 
 
 def random_tree(rng: random.Random, size: int) -> DraftTree:

@@ -62,13 +62,24 @@ class Item:
         return self.masks[key]
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a layer's attention does besides the ordinary."""
+
+    scale: float
+    window: int | None = None  # rows that a row sees, itself included
+    softcap: float | None = None
+    sinks: Tensor | None = None  # (H,)
+
+
 @dataclass(slots=True)
 class Plan:
     """What the attention function needs to know about a pack."""
 
     items: list[Item]
-    seen: dict[int, tuple[Tensor, Tensor, int | None]] | None = None  # while probing: layer -> (key, value, window)
+    seen: dict[int, tuple[Tensor, Tensor, Form]] | None = None  # while probing: layer -> (key, value, form)
     pieces: list[tuple[Shared, list[int]]] = field(init=False)  # shared pieces with the numbers of their readers
+    turns: tuple[Any, Tensor, Tensor] | None = None  # what `rotation` gave, and for which positions
 
     def __post_init__(self) -> None:
         readers: dict[tuple[int, int], tuple[Shared, list[int]]] = {}
@@ -76,6 +87,15 @@ class Plan:
             for piece in item.cache.shared:
                 readers.setdefault((id(piece.buffers), piece.rows), (piece, []))[1].append(number)
         self.pieces = list(readers.values())
+
+    def rotation(self, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines (T, 1, d) of a network's rotary (1, T, d) pair; made once for all its layers."""
+        if self.turns is None or self.turns[0] is not positions:
+            cos, sin = positions
+            half = sin.shape[-1] // 2
+            signed = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+            self.turns = positions, cos[0, :, None], signed[0, :, None]
+        return self.turns[1], self.turns[2]
 
 
 _current: ContextVar[Plan | None] = ContextVar("segue_plan", default=None)
@@ -111,57 +131,65 @@ def attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Returns (1, T, H, d') as transformers' attention interface asks."""
-    plan = _current.get()
-    if plan is None:
-        raise CapabilityError(
-            "this model is driven by Segue and needs its plan: call it through the LM, or "
-            "set_attn_implementation('sdpa') to use the bare transformers model again"
-        )
+    plan = current_plan()
     strange = sorted(k for k, v in others.items() if v is not None and v is not False and k not in _IGNORED)
     if strange:
         raise CapabilityError(f"its attention passes {', '.join(strange)}, which Segue does not know how to honour")
     if attention_mask is not None:
         raise CapabilityError("its attention brings a mask of its own, which Segue does not know how to honour")
     layer: int = module.layer_idx  # type: ignore[assignment]
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    form = Form(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
+    return attend(plan, layer, query, key, value, form), None
+
+
+def current_plan() -> Plan:
+    """The plan of the forward that runs in this thread."""
+    plan = _current.get()
+    if plan is None:
+        raise CapabilityError(
+            "this model is driven by Segue and needs its plan: call it through the LM, or "
+            "set_attn_implementation('sdpa') to use the bare transformers model again"
+        )
+    return plan
+
+
+def attend(plan: Plan, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
+    """Append the new rows of every item to its cache and attend over all it has. Shapes as for `attention`."""
     if plan.seen is not None:
-        plan.seen[layer] = key, value, sliding_window
-    plain = softcap is None and s_aux is None
-    merged = _attend_shared(plan, layer, query, scale, sliding_window, softcap) if plan.pieces else {}
+        plan.seen[layer] = key, value, form
+    plain = form.softcap is None and form.sinks is None
+    merged = _attend_shared(plan, layer, query, form) if plan.pieces else {}
     outputs = []
+    whole = len(plan.items) == 1
     for number, item in enumerate(plan.items):
         rows = slice(item.start, item.stop)
-        whole = len(plan.items) == 1
         q = query if whole else query[:, :, rows]
         keys, values = item.cache.append(layer, *((key, value) if whole else (key[:, :, rows], value[:, :, rows])))
-        base = item.cache.base
-        mask = item.mask(base, sliding_window, q)
+        mask = item.mask(item.cache.base, form.window, q)
         if item.attention is not None and item.attention[0] == layer:
-            item.weights = _weights(item, layer, q, scale, sliding_window, softcap)
+            item.weights = _weights(item, layer, q, form)
         if plain and number not in merged:
             causal = mask is None and q.shape[2] > 1
             gqa = q.shape[1] != keys.shape[1]
             out = scaled_dot_product_attention(
-                q, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=gqa
+                q, keys, values, attn_mask=mask, is_causal=causal, scale=form.scale, enable_gqa=gqa
             )
         else:
             parts = merged.get(number, [])
             if mask is None and q.shape[2] > 1:
                 mask = additive(item.tree.ancestors(), q)
-            parts.append(_part(q, keys, values, mask, scale, softcap))
-            out = _merge(parts, s_aux).to(q.dtype)
+            parts.append(_part(q, keys, values, mask, form))
+            out = _merge(parts, form.sinks).to(q.dtype)
         outputs.append(out)
-    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return joined.transpose(1, 2), None
+    joined = outputs[0] if whole else torch.cat(outputs, dim=2)
+    return joined.transpose(1, 2)
 
 
 def _attend_shared(
     plan: Plan,
     layer: int,
     query: Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    form: Form,
 ) -> dict[int, list[tuple[Tensor, Tensor]]]:
     """Partial results of every item over the pieces it shares, one attention call for all readers of a piece."""
     merged: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -171,12 +199,12 @@ def _attend_shared(
         everyone = len(numbers) == len(plan.items)
         q = query if everyone else torch.cat([query[:, :, i.start : i.stop] for i in items], dim=2)
         mask = None
-        if window is not None:
+        if form.window is not None:
             places = torch.cat([torch.tensor(i.tree.depths) + i.past for i in items])
             distance = places[:, None] - torch.arange(piece.start, piece.start + keys.shape[2])[None, :]
-            if int(distance.max()) >= window:
-                mask = additive(distance < window, q)
-        out, lse = _part(q, keys, values, mask, scale, softcap)
+            if int(distance.max()) >= form.window:
+                mask = additive(distance < form.window, q)
+        out, lse = _part(q, keys, values, mask, form)
         at = 0
         for number, item in zip(numbers, items, strict=True):
             n = item.stop - item.start
@@ -185,25 +213,23 @@ def _attend_shared(
     return merged
 
 
-def _part(
-    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float | None
-) -> tuple[Tensor, Tensor]:
+def _part(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: Form) -> tuple[Tensor, Tensor]:
     """Attention over one part of the rows: output (1, H, n, d') and log-sum-exp (1, H, n), -inf where it sees none."""
-    if q.device.type == "cpu" and softcap is None and mask is None and keys.shape[-1] == values.shape[-1]:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, keys, values, scale=scale)
+    if q.device.type == "cpu" and form.softcap is None and mask is None and keys.shape[-1] == values.shape[-1]:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, keys, values, scale=form.scale)
         return out, lse.float()
-    scores = _scores(q, keys, mask, scale, softcap)
+    scores = _scores(q, keys, mask, form)
     lse = scores.logsumexp(-1)
     p = torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0.0)[..., None])
     repeat = q.shape[1] // keys.shape[1]
     return p @ values.repeat_interleave(repeat, 1).float(), lse
 
 
-def _scores(q: Tensor, keys: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+def _scores(q: Tensor, keys: Tensor, mask: Tensor | None, form: Form) -> Tensor:
     """Attention logits (1, H, n, rows) in float32."""
-    scores = q.float() @ keys.repeat_interleave(q.shape[1] // keys.shape[1], 1).float().transpose(-1, -2) * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = q.float() @ keys.repeat_interleave(q.shape[1] // keys.shape[1], 1).float().transpose(-1, -2) * form.scale
+    if form.softcap is not None:
+        scores = form.softcap * torch.tanh(scores / form.softcap)
     return scores if mask is None else scores + mask.float()
 
 
@@ -218,13 +244,13 @@ def _merge(parts: list[tuple[Tensor, Tensor]], sinks: Tensor | None) -> Tensor:
     return out
 
 
-def _weights(item: Item, layer: int, q: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+def _weights(item: Item, layer: int, q: Tensor, form: Form) -> Tensor:
     """Attention weights (H, rows) of the wanted node over all rows it could see, from position 0 on."""
     assert item.attention is not None
     parts = [item.cache.piece(piece, layer)[0] for piece in item.cache.shared]
     own = item.past - item.cache.base + item.stop - item.start
     keys = torch.cat([*parts, item.cache.private(layer, own)[0]], dim=2)
-    item_mask = Item(item.cache, item.tree, item.past, item.start, item.stop).mask(0, window, q)
+    item_mask = Item(item.cache, item.tree, item.past, item.start, item.stop).mask(0, form.window, q)
     if item_mask is None and len(item.tree) > 1:
         item_mask = additive(item.tree.ancestors(), q)
-    return torch.softmax(_scores(q, keys, item_mask, scale, softcap), -1)[0, :, item.attention[1]]
+    return torch.softmax(_scores(q, keys, item_mask, form), -1)[0, :, item.attention[1]]

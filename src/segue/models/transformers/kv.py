@@ -78,7 +78,7 @@ class Shared:
 class KVCache:
     """The past of one sequence."""
 
-    __slots__ = ("_buffers", "_capacity", "layout", "lengths", "ran", "shared")
+    __slots__ = ("_buffers", "_capacity", "_layers", "layout", "lengths", "ran", "shared")
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -86,6 +86,7 @@ class KVCache:
         self.lengths = [0] * len(layout.layers)  # committed rows of every layer, absolute
         self.ran: tuple[int, ...] = tuple(range(len(layout.layers)))  # layers of the last forward
         self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._layers: list[tuple[Tensor, Tensor]] = []  # of every layer its part (1, G, rows, d) of the buffers
         self._capacity = 0
 
     @property
@@ -118,16 +119,19 @@ class KVCache:
                 keys[:, :, :used] = old_keys[:, :, :used]
                 values[:, :, :used] = old_values[:, :, :used]
         self._buffers, self._capacity = buffers, capacity
+        self._layers = [
+            (buffers[group][0][index : index + 1], buffers[group][1][index : index + 1])
+            for group, index in self.layout.slot
+        ]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write provisional rows (1, G, n, d); returns the private rows so far, provisional ones included."""
-        group, index = self.layout.slot[layer]
         start = self.lengths[layer] - self.base
         end = start + keys.shape[2]
-        own_keys, own_values = self._buffers[group]
-        own_keys[index, :, start:end] = keys[0]
-        own_values[index, :, start:end] = values[0]
-        return own_keys[index : index + 1, :, :end], own_values[index : index + 1, :, :end]
+        own_keys, own_values = self._layers[layer]
+        own_keys[:, :, start:end] = keys
+        own_values[:, :, start:end] = values
+        return own_keys[:, :, :end], own_values[:, :, :end]
 
     @torch.inference_mode()  # as in the forward: its buffers may only be written in that mode
     def commit(self, path: list[int]) -> None:
@@ -154,7 +158,7 @@ class KVCache:
                 rows = length - last.start
                 kept[-1] = Shared(last.buffers, last.start, rows, tuple(min(r, rows) for r in last.layer_rows))
             self.shared = tuple(kept)
-            self._buffers, self._capacity = [], 0
+            self._buffers, self._layers, self._capacity = [], [], 0
 
     @torch.inference_mode()
     def fork(self) -> KVCache:
@@ -167,7 +171,7 @@ class KVCache:
         if own >= max(SMALLEST, base // 2):
             present = tuple(max(0, n - base) for n in self.lengths)
             self.shared = (*self.shared, Shared(self._buffers, base, own, present))
-            self._buffers, self._capacity = [], 0
+            self._buffers, self._layers, self._capacity = [], [], 0
         other = KVCache(self.layout)
         other.shared, other.lengths, other.ran = self.shared, list(self.lengths), self.ran
         if length > other.base:
@@ -179,14 +183,13 @@ class KVCache:
 
     def release(self) -> None:
         """Give the memory back; the sequence is empty afterwards."""
-        self.shared, self._buffers, self._capacity = (), [], 0
+        self.shared, self._buffers, self._layers, self._capacity = (), [], [], 0
         self.lengths = [0] * len(self.lengths)
 
     def private(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
         """The first `rows` private rows of a layer: keys and values (1, G, rows, d)."""
-        group, index = self.layout.slot[layer]
-        keys, values = self._buffers[group]
-        return keys[index : index + 1, :, :rows], values[index : index + 1, :, :rows]
+        keys, values = self._layers[layer]
+        return keys[:, :, :rows], values[:, :, :rows]
 
     def piece(self, shared: Shared, layer: int) -> tuple[Tensor, Tensor]:
         """The rows of a shared piece in one layer: keys and values (1, G, rows, d)."""

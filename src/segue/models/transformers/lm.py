@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
+import transformers
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from segue.data import CapabilityError, PackedLogits, Scores, Want
@@ -17,17 +22,27 @@ from segue.models.sequence import Sequence
 from segue.models.transformers.attention import Item, Plan, following
 from segue.models.transformers.kv import KVCache, Layout
 from segue.models.transformers.layers import skipping
+from segue.models.transformers.stack import Stack
 
 
 class TransformersLM(LM):
     """Built by `segue.models.transformers.load.load`, which also checks that the model can do this."""
 
     def __init__(
-        self, network: PreTrainedModel, layout: Layout, *, name: str, tokenizer: Any, context_length: int
+        self,
+        network: PreTrainedModel,
+        layout: Layout,
+        *,
+        name: str,
+        tokenizer: Any,
+        context_length: int,
+        quantize: str | None = None,
+        stack: Stack | None = None,
     ) -> None:
         super().__init__()
         config = network.config.get_text_config()
         self.network = network
+        self._stack = stack
         self.layout = layout
         self.name = name
         self.tokenizer = tokenizer
@@ -35,14 +50,36 @@ class TransformersLM(LM):
         self.context_length = context_length
         self.eos_ids = _eos_ids(network)
         self.weight_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
+        self.weight_bytes += sum(getattr(m, "weight_bytes", 0) for m in network.modules())
         self.bytes_per_row = layout.bytes_per_row
         self.device = network.get_input_embeddings().weight.device
         self.dtype: torch.dtype = network.dtype
+        self.backend = "transformers"
+        self.precision = quantize or str(network.dtype).removeprefix("torch.")
 
     @cached_property
     def cost(self) -> Cost:
         """Measured on this machine when first asked for (under three seconds), and remembered."""
-        return cost_of(self)
+        found = cost_of(self)
+        self.threads = found.threads
+        return found
+
+    def thread_choices(self) -> tuple[int, ...]:
+        most = torch.get_num_threads()
+        return (0,) if self.device.type != "cpu" else (1,) if most == 1 else (1, most)
+
+    def facts(self) -> dict[str, Any]:
+        config = self.network.config.to_dict()
+        config.pop("_name_or_path", None)
+        shape = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        on_gpu = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if on_gpu else str(self.device),
+            "dtype": str(self.dtype),
+            "shape": shape,
+            "transformers": transformers.__version__,
+            "parts": sorted({type(m).__name__ for m in self.network.modules()}),
+        }
 
     def sequence(self) -> Sequence:
         return Sequence(self, KVCache(self.layout))
@@ -71,26 +108,37 @@ class TransformersLM(LM):
             positions.extend(min(past + depth, self.context_length - 1) for depth in tree.depths)
             keep.extend(start + node for node in want.rows(len(tree)))
             items.append(Item(cache, tree, past, start, len(ids), want.attention))
-        out = self._call(ids, positions, keep, items, [want for _, _, want in asks])
+        wants = [want for _, _, want in asks]
+        logits, states = self._call(ids, positions, keep, items, wants)
         for sequence, tree, _ in asks:
             sequence.scored = tree
-        return self._split(out, keep, items, [want for _, _, want in asks])
+        return self._split(logits, states, items, wants)
 
-    def _call(self, ids: list[int], positions: list[int], keep: list[int], items: list[Item], wants: list[Want]) -> Any:
+    def _call(
+        self, ids: list[int], positions: list[int], keep: list[int], items: list[Item], wants: list[Want]
+    ) -> tuple[Tensor, Seq[Tensor]]:
+        """Logits of the kept rows (R, V) and, where somebody wants one, the hidden states."""
         layers = wants[0].layers
+        states = any(w.hidden for w in wants)
         everything = len(keep) == len(ids)
-        skipped = skipping(self.network, layers) if layers is not None else nullcontext()
-        with following(Plan(items)), skipped:
-            return self.network(
-                input_ids=torch.tensor([ids], device=self.device),
-                position_ids=torch.tensor([positions], device=self.device),
-                use_cache=False,
-                logits_to_keep=0 if everything else torch.tensor(keep, dtype=torch.long, device=self.device),
-                output_hidden_states=any(w.hidden for w in wants),
-            )
+        rows = None if everything else torch.tensor(keep, dtype=torch.long, device=self.device)
+        tokens = torch.tensor([ids], device=self.device)
+        places = torch.tensor([positions], device=self.device)
+        with following(Plan(items)), on_threads(self.threads):
+            if self._stack is not None:
+                return self._stack(tokens, places, rows, layers, states)
+            with skipping(self.network, layers) if layers is not None else nullcontext():
+                out = self.network(
+                    input_ids=tokens,
+                    position_ids=places,
+                    use_cache=False,
+                    logits_to_keep=0 if rows is None else rows,
+                    output_hidden_states=states,
+                )
+        return out.logits[0], out.hidden_states or ()
 
-    def _split(self, out: Any, keep: list[int], items: list[Item], wants: list[Want]) -> list[Scores]:
-        packed = PackedLogits(out.logits[0])
+    def _split(self, logits: Tensor, states: Seq[Tensor], items: list[Item], wants: list[Want]) -> list[Scores]:
+        packed = PackedLogits(logits)
         k = max(w.topk for w in wants)
         topk = packed.logits.topk(min(k, self.vocab_size)).indices if k else None
         scores = []
@@ -101,12 +149,26 @@ class TransformersLM(LM):
             if want.topk and topk is not None:
                 mine.topk = topk[row : row + len(nodes), : want.topk]
             for layer in want.hidden:
-                if not -len(out.hidden_states) <= layer < len(out.hidden_states):
-                    raise CapabilityError(f"hidden state {layer} was asked for; there are {len(out.hidden_states)}")
-                mine.hidden[layer] = out.hidden_states[layer][0, item.start : item.stop]
+                if not -len(states) <= layer < len(states):
+                    raise CapabilityError(f"hidden state {layer} was asked for; there are {len(states)}")
+                mine.hidden[layer] = states[layer][0, item.start : item.stop]
             scores.append(mine)
             row += len(nodes)
         return scores
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Within the context PyTorch computes with so many threads; 0 leaves it as it is."""
+    before = torch.get_num_threads()
+    if count in (0, before):
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _eos_ids(network: PreTrainedModel) -> frozenset[int]:

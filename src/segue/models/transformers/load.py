@@ -14,9 +14,12 @@ from transformers.utils import logging as transformers_logging
 
 from segue.data import CapabilityError
 from segue.models.source import place
-from segue.models.transformers.linear import pack
+from segue.models.transformers.lean import make_lean
+from segue.models.transformers.linear import Make, maker
 from segue.models.transformers.lm import TransformersLM
 from segue.models.transformers.probe import probe
+from segue.models.transformers.quantized import QUANTIZED
+from segue.models.transformers.stack import find_stack
 
 DTYPES = {
     "float32": torch.float32,
@@ -34,7 +37,8 @@ def load(
     device_map: Any = None,
     tp_plan: Any = None,
     check: bool = True,
-    pack_linears: bool = True,
+    lean: bool = True,
+    quantize: str | None = None,
     **options: Any,
 ) -> TransformersLM:
     """Load a causal language model.
@@ -42,16 +46,20 @@ def load(
     `source` is a local folder, a hub id, the name of an embedded model ("mini", "mini-draft"), or None for "mini".
     `dtype` defaults to the checkpoint's own, or float32 where the device has no fast bfloat16 (float16 on a CPU counts
     as slow). `device_map` and `tp_plan` go to transformers as they are, and so do `options` (revision, token, ...).
-    `check=False` skips the comparison with the model's own attention; `pack_linears=False` leaves the linear layers as
-    they are (packed ones are faster on a CPU and cannot be trained). Raises ValueError (CapabilityError where the
-    model is whole but cannot be driven).
+    `check=False` skips the comparison with the model's own attention; `lean=False` leaves the network's modules as they
+    are (the exchanged ones are faster and cannot be trained). `quantize` is "int8" or "int4": lossy, on a CPU. Raises
+    ValueError (CapabilityError where the model is whole but cannot be driven).
     """
     name, path = place(source)
     if device is not None and (device_map is not None or tp_plan is not None):
         raise ValueError(f"device={device!r} cannot be combined with device_map or tp_plan: give one of them")
     where = _device(device)
+    make = maker(quantize)
+    whole = device_map is None and tp_plan is None
+    if quantize is not None and not (whole and lean and where.type == "cpu"):
+        raise ValueError(f"quantize={quantize!r} runs on one CPU, with device='cpu' and lean=True")
     config = _guard(name, lambda: AutoConfig.from_pretrained(path, **options))
-    chosen = _dtype(dtype, config, where)
+    chosen = _dtype(dtype, config, where) if quantize is None or dtype is not None else QUANTIZED[quantize].dtype
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -66,21 +74,40 @@ def load(
     finally:
         transformers_logging.set_verbosity(level)
     _check_report(name, report)
-    if device_map is None and tp_plan is None:
+    if whole:
         network = network.to(where)
     network.eval()
-    lm = wrap(network, tokenizer, name=name, check=check)
-    if pack_linears:
-        pack(network)
-    return lm
+    # Parts that lie on several devices carry hooks of their own, which an exchange would lose.
+    return wrap(network, tokenizer, name=name, check=check, make=make if lean and whole else None, quantize=quantize)
 
 
-def wrap(network: Any, tokenizer: Any = None, *, name: str | None = None, check: bool = True) -> TransformersLM:
-    """Drive a transformers model that is already in memory. It is switched to Segue's attention."""
+def wrap(
+    network: Any,
+    tokenizer: Any = None,
+    *,
+    name: str | None = None,
+    check: bool = True,
+    make: Make | None = None,
+    quantize: str | None = None,
+) -> TransformersLM:
+    """Drive a transformers model that is already in memory. It is switched to Segue's attention; with `make`
+    (linear.py) its parts are exchanged for lean ones. `quantize` only names what `make` does to the weights."""
     layout, context = probe(network, check)
     _check_tokenizer(network, tokenizer)
+    stack = None
+    if make is not None:
+        make_lean(network, make)
+        stack = find_stack(network)
     label = name or type(network).__name__
-    return TransformersLM(network, layout, name=label, tokenizer=tokenizer, context_length=context)
+    return TransformersLM(
+        network,
+        layout,
+        name=label,
+        tokenizer=tokenizer,
+        context_length=context,
+        quantize=quantize,
+        stack=stack,
+    )
 
 
 def _device(device: str | None) -> torch.device:

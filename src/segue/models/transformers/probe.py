@@ -15,7 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from segue.data import CapabilityError, DraftTree
 from segue.models.transformers import attention
-from segue.models.transformers.attention import Item, Plan, following
+from segue.models.transformers.attention import Form, Item, Plan, following
 from segue.models.transformers.kv import KVCache, LayerShape, Layout
 
 WAY_OUT = "use it through transformers' own generate, or choose a model of a family with plain attention layers"
@@ -103,7 +103,7 @@ def _ours(network: PreTrainedModel, tokens: Tensor, branch: Tensor) -> tuple[Ten
     """The same rows through ours: a committed prefix of six, then a tree with both continuations. Also the cache
     layout, and a window that bounds the context."""
     count = network.config.get_text_config().num_hidden_layers
-    recorder = _Recorder(count)
+    recorder = Recorder(count)
     with following(Plan([Item(recorder, DraftTree.chain(tokens[:6].tolist()), 0, 0, 6)], seen={})) as plan:
         network(**_inputs(network, tokens[:6], list(range(6))), use_cache=False)
     assert plan.seen is not None
@@ -140,7 +140,17 @@ def _score(network: PreTrainedModel, cache: KVCache, tree: DraftTree) -> Tensor:
     return logits[0]
 
 
-class _Recorder(KVCache):
+def positions_and_tree(network: PreTrainedModel) -> list[tuple[dict[str, Tensor], DraftTree]]:
+    """Inputs of short forwards at the start and at the end of the context, with their tree: what an exchanged part is
+    tried on."""
+    config = network.config.get_text_config()
+    tokens = torch.arange(1, 7) * 11 % config.vocab_size
+    last = int(getattr(config, "max_position_embeddings", 64)) - 7
+    tree = DraftTree.from_paths(int(tokens[0]), [tokens[1:4].tolist(), tokens[4:].tolist()])
+    return [(_inputs(network, tokens, [start + d for d in tree.depths]), tree) for start in (0, last)]
+
+
+class Recorder(KVCache):
     """Stands in for a cache before its layout is known: hands the new rows straight back."""
 
     def __init__(self, layers: int) -> None:
@@ -151,14 +161,14 @@ class _Recorder(KVCache):
         return keys, values
 
 
-def _unseen_window(network: PreTrainedModel, seen: dict[int, tuple[Tensor, Tensor, int | None]]) -> int | None:
+def _unseen_window(network: PreTrainedModel, seen: dict[int, tuple[Tensor, Tensor, Form]]) -> int | None:
     """A window that the attention never passes, because the family puts it into masks that we do not build: texts are
     kept within it. None where there is none, or where the configuration names one that the family ignores."""
     config = network.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     windowed = [layer for layer in seen if kinds is None or kinds[layer] == "sliding_attention"]
     window = getattr(config, "sliding_window", None)
-    if all(seen[layer][2] is not None for layer in windowed):
+    if all(seen[layer][2].window is not None for layer in windowed):
         return None
     if not isinstance(window, int):
         if kinds is None:

@@ -1,0 +1,142 @@
+"""Linear layers with quantized weights: int8 with int8 activations, and int4 with bfloat16 activations.
+
+A row's result never depends on the rows beside it: activations are scaled row by row, since one scale for a whole pack
+(PyTorch's own dynamic quantization) would let the drafts beside a token change that token.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Product(Protocol):
+    """A linear layer's product for inference: x (..., in) -> (..., out). No module: a call costs nothing besides."""
+
+    weight_bytes: int
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+Make = Callable[[Tensor, Tensor | None], Product]
+LEVELS = 127  # of a symmetric int8
+TINY = 1e-12  # scale of a row of zeros
+GROUP = 32  # weights that share an int4 scale
+NARROWEST = 32  # outputs: a router's few weigh little and decide much
+ZERO_POINT = 8  # int4 values 0 .. 15 mean -8 .. 7
+
+
+class Int8Product:
+    """x (..., in) -> (..., out): weights int8 with a scale per output, activations int8 with a scale per row."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        values, scale = quantize_int8(weight)
+        self.weight_bytes = values.numel() + 4 * scale.numel()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # quantized tensors will go; the check at load will tell
+            packing = torch._make_per_channel_quantized_tensor(
+                values, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
+            )
+        self._packed: Any = torch.ops.quantized.linear_prepack(packing, None)
+        self._bias = None if bias is None else bias.detach().float()
+        self._product: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.float()
+        largest = rows.abs().amax(-1, keepdim=True).clamp_min_(TINY)
+        # Every row now spans [-1, 1], so that one scale for all is each row's own.
+        out: Tensor = self._product(rows / largest, 1 / LEVELS, LEVELS, self._packed)
+        out = out.mul_(largest) if self._bias is None else torch.addcmul(self._bias, out, largest)
+        return out.to(x.dtype)
+
+
+class Int4Product:
+    """x (..., in) -> (..., out): weights int4 with a scale per GROUP inputs, activations bfloat16."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        values, scale = quantize_int4(weight)
+        self.weight_bytes = values.numel() // 2 + 4 * scale.numel()
+        self.out_features = weight.shape[0]
+        self._packed: Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 1)
+        groups = scale.t()  # (in / GROUP, out)
+        self._scales = torch.stack([groups, torch.zeros_like(groups)], -1).to(torch.bfloat16).contiguous()
+        self._bias = None if bias is None else bias.detach()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        flat = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self._packed, GROUP, self._scales)
+        out: Tensor = flat.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        return out if self._bias is None else out + self._bias
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 values (out, in) and float32 scales (out,), symmetric."""
+    weight = weight.detach().float()
+    scale = weight.abs().amax(1).clamp_min(TINY) / LEVELS
+    return (weight / scale[:, None]).round().clamp_(-LEVELS, LEVELS).to(torch.int8), scale
+
+
+def quantize_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Values 0 .. 15 as int32 (out, in) and scales (out, in / GROUP); the largest of a group is -8 or 8 scales."""
+    grouped = weight.detach().float().view(weight.shape[0], -1, GROUP)
+    extreme = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))  # with its sign: it becomes -8 exactly
+    scale = torch.where(extreme == 0, TINY, extreme / -ZERO_POINT).to(torch.bfloat16).float()
+    values = (grouped / scale + ZERO_POINT).round().clamp_(0, 15)
+    return values.to(torch.int32).view(weight.shape), scale[..., 0]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A quantization: its product, what that computes in, and which weights it takes."""
+
+    name: str
+    product: Make
+    dtype: torch.dtype  # activations
+    fits: Callable[[Tensor], bool]
+    error: float  # mean error of a product on random numbers, relative, that its bits explain
+
+    def maker(self, other: Make) -> Make:
+        """Makes this product where a weight fits and `other` where not. ValueError where PyTorch cannot do it here."""
+        self._check()
+        return lambda weight, bias: self.product(weight, bias) if self.fits(weight) else other(weight, bias)
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """The ops are private to PyTorch, and some processors saturate: products of random and of extreme numbers."""
+        source = torch.Generator().manual_seed(0)
+        weight = torch.randn(64, 2 * GROUP, generator=source)
+        weight[0] = 1.0  # with a row of ones the largest sum there is
+        try:
+            made = self.product(weight, None)
+            for rows in (1, 5):
+                x = torch.randn(rows, 2 * GROUP, generator=source)
+                x[0] = 1.0
+                right = x @ weight.t()
+                off = float((made(x[None])[0].float() - right).abs().mean() / right.abs().mean())
+                if not off <= self.error:
+                    raise RuntimeError(f"it is off by {off:.1%}")
+        except (RuntimeError, NotImplementedError, AttributeError) as error:
+            raise ValueError(
+                f"quantize={self.name!r} does not work with this PyTorch and processor ({str(error).splitlines()[0]}): "
+                "leave it out, or use the llama.cpp backend"
+            ) from None
+
+
+QUANTIZED = {
+    kind.name: kind
+    for kind in (
+        Kind("int8", Int8Product, torch.float32, lambda weight: weight.shape[0] >= NARROWEST, 0.02),
+        Kind(
+            "int4",
+            Int4Product,
+            torch.bfloat16,
+            lambda weight: weight.shape[1] % GROUP == 0 and weight.shape[0] % NARROWEST == 0,
+            0.15,
+        ),
+    )
+}
