@@ -104,7 +104,9 @@ def measure(
     if "llama.cpp" in plan.peers:
         from segue.bench.llamacpp import llamacpp_peers
 
-        contestants += llamacpp_peers(peers[0].network, model.lm)
+        draft = peers[-1].options.get("assistant_model")
+        context = max(map(len, prompts)) + plan.settings.max_tokens
+        contestants += llamacpp_peers(peers[0].network, draft, model.lm, context)
     settings = plan.settings
     rows = contest(
         contestants, prompts, settings, rounds=plan.rounds, journal=journal, setting=setting, progress=progress
