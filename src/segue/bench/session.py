@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers.utils import cached_file
 
 import segue
 from segue import catalog
 from segue.api import Model
 from segue.bench.contest import Contestant, Ours, contest
+from segue.bench.elsewhere import ENGINES, Elsewhere, check, elsewhere_peers
 from segue.bench.figures import summary
 from segue.bench.peers import margins, transformers_peers
 from segue.bench.suites import Suite
 from segue.data import Settings
 from segue.models.cost import processor
-from segue.models.source import EMBEDDED
+from segue.models.source import EMBEDDED, place
 
-PEERS = ("transformers", "llama.cpp")
+PEERS = ("transformers", "llama.cpp", *ENGINES)
 HEADS = (
     "",
     "tokens/s",
@@ -54,7 +58,7 @@ class Plan:
     draft: str | None
     settings: Settings
     rounds: int
-    peers: tuple[str, ...]
+    peers: dict[str, str]  # with the Python of those that live in another one
     command: str
 
 
@@ -78,16 +82,20 @@ def parse_methods(text: str | None, draft: str | None, source: str) -> tuple[tup
     return tuple(methods)
 
 
-def check_peers(text: str) -> tuple[str, ...]:
-    """Names of peers; transformers always takes part, as the baseline."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+def check_peers(text: str) -> dict[str, str]:
+    """Names of peers, as NAME or NAME=PYTHON; transformers always takes part, as the baseline."""
+    parts = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    names = {name: python for name, _, python in parts}
     wrong = next((name for name in names if name not in PEERS), None)
     if wrong is not None:
         raise ValueError(f"--peers {wrong!r} is unknown: choose from {', '.join(PEERS)}")
     missing = [m for m in ("llama_cpp", "gguf") if "llama.cpp" in names and importlib.util.find_spec(m) is None]
     if missing:
         raise ValueError(f"the peer llama.cpp needs {' and '.join(missing)}: pip install 'segue[llamacpp]'")
-    return names
+    inside = next((name for name, python in names.items() if python and name not in ENGINES), None)
+    if inside is not None:
+        raise ValueError(f"--peers {inside} runs in our own Python: leave ={names[inside]} out")
+    return {name: check(name, python) if name in ENGINES else "" for name, python in names.items()}
 
 
 def measure(
@@ -108,9 +116,17 @@ def measure(
         context = max(map(len, prompts)) + plan.settings.max_tokens
         contestants += llamacpp_peers(peers[0].network, draft, model.lm, context)
     settings = plan.settings
-    rows = contest(
-        contestants, prompts, settings, rounds=plan.rounds, journal=journal, setting=setting, progress=progress
-    )
+    with ExitStack() as stack:
+        afar: list[Elsewhere] = []
+        for name, python in plan.peers.items():
+            if name in ENGINES:
+                where = _folder(plan.source), model.lm.eos_ids, torch.get_num_threads()
+                afar += stack.enter_context(elsewhere_peers(name, python, *where))
+        setting["elsewhere"] = {peer.name: peer.versions for peer in afar}
+        contestants += afar
+        rows = contest(
+            contestants, prompts, settings, rounds=plan.rounds, journal=journal, setting=setting, progress=progress
+        )
     gaps = {} if settings.temperature else margins(peers[0].network, prompts, rows)
     return list(summary(rows, plan.suite.kinds, gaps)), setting
 
@@ -160,6 +176,13 @@ def write_json(path: Path, data: Any) -> None:
     staging = path.with_suffix(".tmp")
     staging.write_text(json.dumps(data, indent=1, default=str) + "\n")
     staging.replace(path)
+
+
+def _folder(source: str) -> Path:
+    """Where the files of a model lie: those of a hub id have been fetched by now."""
+    found = place(source)[1]
+    config = found if Path(found).is_dir() else Path(cached_file(found, "config.json")).parent
+    return Path(config).absolute()
 
 
 def _setting(plan: Plan, model: Model, cut: int) -> dict[str, Any]:
