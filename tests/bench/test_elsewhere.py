@@ -17,7 +17,7 @@ import pytest
 
 from segue.bench import elsewhere
 from segue.bench.contest import contest
-from segue.bench.elsewhere import WORKERS, Elsewhere, check, elsewhere_peers, exports
+from segue.bench.elsewhere import WORKERS, Elsewhere, Place, check, elsewhere_peers, exports
 from segue.bench.session import check_peers
 from segue.data import Settings
 
@@ -140,7 +140,7 @@ def test_the_shipped_worker_exports_once_and_keeps_its_pipe_clean(
     monkeypatch.setattr(elsewhere, "WORKERS", workers)
     monkeypatch.setitem(elsewhere.ENGINES, "toy", elsewhere.Engine("json", "toy", ("loud",)))
     for _ in range(2):
-        with elsewhere_peers("toy", sys.executable, model, frozenset({0}), 1) as (peer,):
+        with elsewhere_peers("toy", Place(sys.executable, ("loud",)), model, frozenset({0}), 1) as (peer,):
             assert peer.name == "toy loud"
             assert peer.versions.keys() == {"pip"}
             assert peer.answer([5], Settings())[0] == [2, 5]
@@ -149,8 +149,8 @@ def test_the_shipped_worker_exports_once_and_keeps_its_pipe_clean(
         (copier / "shutil_copy.py").write_text("raise SystemExit('exported twice')")
     (model / "config.json").write_text("{ }")
     with (
-        pytest.raises(ValueError, match="toy loud ended with code 1"),
-        elsewhere_peers("toy", sys.executable, model, frozenset(), 1),
+        pytest.raises(ValueError, match=r"toy loud ended with code 1\n  exported twice"),
+        elsewhere_peers("toy", Place(sys.executable, ("loud",)), model, frozenset(), 1),
     ):
         pass
     left = [path.name for path in (tmp_path / "cache").rglob("*")]
@@ -173,6 +173,8 @@ def test_what_a_user_may_get_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name, message in (
         ("vllm", "'vllm' is unknown: choose from transformers, llama.cpp, onnxruntime-genai, openvino-genai"),
         ("transformers=/usr/bin/python3", "runs in our own Python"),
+        ("llama.cpp:f16", "runs in our own Python"),
+        ("onnxruntime-genai:bf16", "onnxruntime-genai:bf16 is unknown: choose from fp32, int8, int4"),
         ("onnxruntime-genai=/nowhere/python", "no Python; give --peers onnxruntime-genai=PYTHON"),
         (f"openvino-genai={tmp_path}", "no Python"),
         (f"openvino-genai={text}", "no Python"),
@@ -181,9 +183,10 @@ def test_what_a_user_may_get_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             check_peers(name)
     monkeypatch.setitem(elsewhere.ENGINES, "toy", elsewhere.Engine("no_such_module", "toy", ()))
     with pytest.raises(ValueError, match="has no no_such_module"):
-        check("toy", sys.executable)
+        check("toy", [], sys.executable)
     with pytest.raises(ValueError, match="not installed here"):
-        check("toy", "")
-    monkeypatch.setitem(elsewhere.ENGINES, "toy", elsewhere.Engine("json", "toy", ()))
-    assert check("toy", "") == check("toy", sys.executable) == sys.executable
-    assert check_peers(" transformers,") == {"transformers": ""}
+        check("toy", [], "")
+    monkeypatch.setitem(elsewhere.ENGINES, "toy", elsewhere.Engine("json", "toy", ("a", "b")))
+    assert check("toy", [], "") == check("toy", ["a", "b"], sys.executable) == Place(sys.executable, ("a", "b"))
+    monkeypatch.setattr("segue.bench.session.PEERS", ("transformers", "toy"))
+    assert check_peers(" transformers,toy:b,") == {"transformers": None, "toy": Place(sys.executable, ("b",))}

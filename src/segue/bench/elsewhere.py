@@ -29,7 +29,7 @@ from segue.models.cost import cache_folder
 WORKERS = Path(__file__).parent / "workers"
 LOADING, ANSWERING = 3600.0, 600.0  # seconds after which a worker is given up: an export of a large model takes long
 FAREWELL = 5.0  # seconds that it has to end
-LAST = 3  # lines of a dead worker's complaints that are shown
+LAST = 8  # lines of a dead worker's complaints that are shown
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,25 @@ ENGINES = {
 }
 
 
-def check(name: str, python: str) -> str:
-    """The interpreter to use, ours where `python` is empty; ValueError where it cannot import the engine."""
-    module = ENGINES[name].module
+@dataclass(frozen=True)
+class Place:
+    """Where an engine is found, and which of its kinds take part."""
+
+    python: str
+    kinds: tuple[str, ...]
+
+
+def check(name: str, kinds: list[str], python: str) -> Place:
+    """What to start: all kinds where none is named, in our own Python where that is empty. ValueError where there is no
+    such kind, or where that Python cannot import the engine."""
+    engine = ENGINES[name]
+    wrong = next((kind for kind in kinds if kind not in engine.kinds), None)
+    if wrong is not None:
+        raise ValueError(f"--peers {name}:{wrong} is unknown: choose from {', '.join(engine.kinds)}")
+    return Place(_python(name, engine.module, python), tuple(kinds) or engine.kinds)
+
+
+def _python(name: str, module: str, python: str) -> str:
     way = f"--peers {name}=PYTHON with the Python of a virtual environment that has it (docs/cli.md has the lines)"
     if not python:
         if importlib.util.find_spec(module) is None:
@@ -173,13 +189,13 @@ class Elsewhere:
 
 @contextlib.contextmanager
 def elsewhere_peers(
-    name: str, python: str, folder: Path, eos_ids: frozenset[int], threads: int
+    name: str, place: Place, folder: Path, eos_ids: frozenset[int], threads: int
 ) -> Iterator[list[Elsewhere]]:
     """One for each kind of an engine, loaded, and ended afterwards. `folder` holds a transformers model."""
-    engine, peers, cache = ENGINES[name], [], exports(folder)
+    peers, cache = [], exports(folder)
     with contextlib.ExitStack() as stack:
-        for kind in engine.kinds:
-            peer = Elsewhere(f"{name} {kind}", [python, str(WORKERS / "serve.py"), engine.worker])
+        for kind in place.kinds:
+            peer = Elsewhere(f"{name} {kind}", [place.python, str(WORKERS / "serve.py"), ENGINES[name].worker])
             stack.enter_context(contextlib.closing(peer))
             peer.load(folder=str(folder), cache=str(cache), kind=kind, threads=threads, eos=sorted(eos_ids))
             peers.append(peer)

@@ -23,7 +23,7 @@ import segue
 from segue import catalog
 from segue.api import Model
 from segue.bench.contest import Contestant, Ours, contest
-from segue.bench.elsewhere import ENGINES, Elsewhere, check, elsewhere_peers
+from segue.bench.elsewhere import ENGINES, Elsewhere, Place, check, elsewhere_peers
 from segue.bench.figures import summary
 from segue.bench.peers import margins, transformers_peers
 from segue.bench.suites import Suite
@@ -58,7 +58,7 @@ class Plan:
     draft: str | None
     settings: Settings
     rounds: int
-    peers: dict[str, str]  # with the Python of those that live in another one
+    peers: dict[str, Place | None]  # with the place of those that live elsewhere
     command: str
 
 
@@ -82,20 +82,23 @@ def parse_methods(text: str | None, draft: str | None, source: str) -> tuple[tup
     return tuple(methods)
 
 
-def check_peers(text: str) -> dict[str, str]:
-    """Names of peers, as NAME or NAME=PYTHON; transformers always takes part, as the baseline."""
-    parts = [part.strip().partition("=") for part in text.split(",") if part.strip()]
-    names = {name: python for name, _, python in parts}
+def check_peers(text: str) -> dict[str, Place | None]:
+    """Peers from NAME, NAME=PYTHON or NAME:KIND:KIND=PYTHON; transformers always takes part, as the baseline."""
+    names: dict[str, tuple[list[str], str]] = {}
+    for part in filter(str.strip, text.split(",")):
+        whole, _, python = part.strip().partition("=")
+        name, *kinds = whole.split(":")
+        names[name] = kinds, python
     wrong = next((name for name in names if name not in PEERS), None)
     if wrong is not None:
         raise ValueError(f"--peers {wrong!r} is unknown: choose from {', '.join(PEERS)}")
     missing = [m for m in ("llama_cpp", "gguf") if "llama.cpp" in names and importlib.util.find_spec(m) is None]
     if missing:
         raise ValueError(f"the peer llama.cpp needs {' and '.join(missing)}: pip install 'segue[llamacpp]'")
-    inside = next((name for name, python in names.items() if python and name not in ENGINES), None)
+    inside = next((name for name, more in names.items() if any(more) and name not in ENGINES), None)
     if inside is not None:
-        raise ValueError(f"--peers {inside} runs in our own Python: leave ={names[inside]} out")
-    return {name: check(name, python) if name in ENGINES else "" for name, python in names.items()}
+        raise ValueError(f"--peers {inside} runs in our own Python, in all its kinds: say no more than its name")
+    return {name: check(name, *more) if name in ENGINES else None for name, more in names.items()}
 
 
 def measure(
@@ -118,10 +121,10 @@ def measure(
     settings = plan.settings
     with ExitStack() as stack:
         afar: list[Elsewhere] = []
-        for name, python in plan.peers.items():
-            if name in ENGINES:
-                where = _folder(plan.source), model.lm.eos_ids, torch.get_num_threads()
-                afar += stack.enter_context(elsewhere_peers(name, python, *where))
+        for name, where in plan.peers.items():
+            if where is not None:
+                what = _folder(plan.source), model.lm.eos_ids, torch.get_num_threads()
+                afar += stack.enter_context(elsewhere_peers(name, where, *what))
         setting["elsewhere"] = {peer.name: peer.versions for peer in afar}
         contestants += afar
         rows = contest(

@@ -28,8 +28,8 @@ def bench(
     peers: Annotated[
         str,
         typer.Option(
-            help="transformers (always), llama.cpp, and in a Python of their own "
-            "onnxruntime-genai=PYTHON, openvino-genai=PYTHON."
+            help="transformers (always), llama.cpp, and in a Python of their own onnxruntime-genai=PYTHON and "
+            "openvino-genai=PYTHON, or some of their kinds as openvino-genai:fp32:int8=PYTHON."
         ),
     ] = "transformers",
     draft: Annotated[str | None, typer.Option(help="Draft model for the methods and the peer that take one.")] = None,

@@ -55,7 +55,9 @@ def _exported(engine: Any, folder: str, cache: Path, kind: str) -> Path:
         staging.parent.mkdir(parents=True, exist_ok=True)
         try:
             command = [sys.executable, "-m", *engine.export(folder, str(staging), engine.FORMATS[kind])]
-            subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
+            code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+            if code:
+                sys.exit(code)  # it has said why
             staging.replace(out)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
