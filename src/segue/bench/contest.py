@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from segue.api import Model
+from segue.bench.elsewhere import Elsewhere
 from segue.data import Settings, Stats
 from segue.models.run import peak_memory
 
@@ -60,7 +61,7 @@ class Row:
     seconds: list[list[float]] = field(default_factory=list)  # [round][prompt]
     tokens: list[list[int]] = field(default_factory=list)  # per prompt, of the last round
     stats: list[dict[str, Any]] = field(default_factory=list)  # per prompt, of the last round; empty for peers
-    growth: int = 0  # bytes by which the process's peak memory grew while it answered
+    growth: int = 0  # bytes by which its process's peak memory grew while it answered
 
 
 def contest(
@@ -99,11 +100,14 @@ def contest(
 
 
 def _turn(contestant: Contestant, row: Row, number: int, prompt: list[int], settings: Settings) -> None:
-    memory = peak_memory()
+    far = contestant if isinstance(contestant, Elsewhere) else None  # its process has a clock and a peak of its own
+    peak = far.peak_memory if far else peak_memory
+    memory = peak()
     begin = time.perf_counter()
     tokens, stats = contestant.answer(prompt, settings)
-    row.seconds[-1][number] = time.perf_counter() - begin
-    row.growth += peak_memory() - memory
+    passed = time.perf_counter() - begin
+    row.seconds[-1][number] = far.seconds if far else passed
+    row.growth += peak() - memory
     row.tokens[number] = tokens
     if stats is not None:
         row.stats.append(stats.as_dict())

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers.utils import cached_file
 
 import segue
 from segue import catalog
 from segue.api import Model
 from segue.bench.contest import Contestant, Ours, contest
+from segue.bench.elsewhere import ENGINES, Elsewhere, Place, check, elsewhere_peers
 from segue.bench.figures import summary
 from segue.bench.peers import margins, transformers_peers
 from segue.bench.suites import Suite
 from segue.data import Settings
 from segue.models.cost import processor
-from segue.models.source import EMBEDDED
+from segue.models.source import EMBEDDED, place
 
-PEERS = ("transformers", "llama.cpp")
+PEERS = ("transformers", "llama.cpp", *ENGINES)
 HEADS = (
     "",
     "tokens/s",
@@ -54,7 +58,7 @@ class Plan:
     draft: str | None
     settings: Settings
     rounds: int
-    peers: tuple[str, ...]
+    peers: dict[str, Place | None]  # with the place of those that live elsewhere
     command: str
 
 
@@ -78,16 +82,23 @@ def parse_methods(text: str | None, draft: str | None, source: str) -> tuple[tup
     return tuple(methods)
 
 
-def check_peers(text: str) -> tuple[str, ...]:
-    """Names of peers; transformers always takes part, as the baseline."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+def check_peers(text: str) -> dict[str, Place | None]:
+    """Peers from NAME, NAME=PYTHON or NAME:KIND:KIND=PYTHON; transformers always takes part, as the baseline."""
+    names: dict[str, tuple[list[str], str]] = {}
+    for part in filter(str.strip, text.split(",")):
+        whole, _, python = part.strip().partition("=")
+        name, *kinds = whole.split(":")
+        names[name] = kinds, python
     wrong = next((name for name in names if name not in PEERS), None)
     if wrong is not None:
         raise ValueError(f"--peers {wrong!r} is unknown: choose from {', '.join(PEERS)}")
     missing = [m for m in ("llama_cpp", "gguf") if "llama.cpp" in names and importlib.util.find_spec(m) is None]
     if missing:
         raise ValueError(f"the peer llama.cpp needs {' and '.join(missing)}: pip install 'segue[llamacpp]'")
-    return names
+    inside = next((name for name, more in names.items() if any(more) and name not in ENGINES), None)
+    if inside is not None:
+        raise ValueError(f"--peers {inside} runs in our own Python, in all its kinds: say no more than its name")
+    return {name: check(name, *more) if name in ENGINES else None for name, more in names.items()}
 
 
 def measure(
@@ -104,11 +115,21 @@ def measure(
     if "llama.cpp" in plan.peers:
         from segue.bench.llamacpp import llamacpp_peers
 
-        contestants += llamacpp_peers(peers[0].network, model.lm)
+        draft = peers[-1].options.get("assistant_model")
+        context = max(map(len, prompts)) + plan.settings.max_tokens
+        contestants += llamacpp_peers(peers[0].network, draft, model.lm, context)
     settings = plan.settings
-    rows = contest(
-        contestants, prompts, settings, rounds=plan.rounds, journal=journal, setting=setting, progress=progress
-    )
+    with ExitStack() as stack:
+        afar: list[Elsewhere] = []
+        for name, where in plan.peers.items():
+            if where is not None:
+                what = _folder(plan.source), model.lm.eos_ids, torch.get_num_threads()
+                afar += stack.enter_context(elsewhere_peers(name, where, *what))
+        setting["elsewhere"] = {peer.name: peer.versions for peer in afar}
+        contestants += afar
+        rows = contest(
+            contestants, prompts, settings, rounds=plan.rounds, journal=journal, setting=setting, progress=progress
+        )
     gaps = {} if settings.temperature else margins(peers[0].network, prompts, rows)
     return list(summary(rows, plan.suite.kinds, gaps)), setting
 
@@ -158,6 +179,13 @@ def write_json(path: Path, data: Any) -> None:
     staging = path.with_suffix(".tmp")
     staging.write_text(json.dumps(data, indent=1, default=str) + "\n")
     staging.replace(path)
+
+
+def _folder(source: str) -> Path:
+    """Where the files of a model lie: those of a hub id have been fetched by now."""
+    found = place(source)[1]
+    config = found if Path(found).is_dir() else Path(cached_file(found, "config.json")).parent
+    return Path(config).absolute()
 
 
 def _setting(plan: Plan, model: Model, cut: int) -> dict[str, Any]:

@@ -25,7 +25,13 @@ def bench(
     methods: Annotated[
         str | None, typer.Option(help="Names, with fields as name:field=value; every method if left out.")
     ] = None,
-    peers: Annotated[str, typer.Option(help="transformers (always), llama.cpp.")] = "transformers",
+    peers: Annotated[
+        str,
+        typer.Option(
+            help="transformers (always), llama.cpp, and in a Python of their own onnxruntime-genai=PYTHON and "
+            "openvino-genai=PYTHON, or some of their kinds as openvino-genai:fp32:int8=PYTHON."
+        ),
+    ] = "transformers",
     draft: Annotated[str | None, typer.Option(help="Draft model for the methods and the peer that take one.")] = None,
     rounds: Annotated[int, typer.Option(help="Times that everyone answers everything.")] = 3,
     max_tokens: Annotated[int, typer.Option(help="New tokens at most per answer.")] = 64,
