@@ -30,7 +30,6 @@ COMPOSED = "segue.tokenizer.nfc"  # bool: text is brought to Unicode's composed 
 PREFIX = "segue.tokenizer.prefix"  # "first" or "always": which pieces get a space, unless they have one
 
 
-
 def gguf_name(name: str) -> str:
     """The GGUF name of a transformers weight; ValueError where it has none."""
     stem, _, part = name.rpartition(".")

@@ -154,7 +154,7 @@ class GGUFTokenizer:
             text = SPACE + text
         if not self.prefix:
             return self._plain(text)
-        if text.startswith(SPACE):
+        if text.startswith(SPACE) and text != SPACE:
             return self._plain(text[1:])  # llama.cpp puts the space in front again
         return [token.id for token in self._merges.tokenize(text)]
 

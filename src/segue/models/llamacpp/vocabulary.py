@@ -37,7 +37,8 @@ def write_vocabulary(writer: Any, tokenizer: Any, size: int, ends: list[int]) ->
     else:
         _write_bytelevel(writer, state, tokens)
     writer.add_token_list(_filled(tokens))
-    writer.add_token_types([_type(token, added, state["model"]) for token in tokens])
+    unknown, single = (tokenizer.unk_token, sentencepiece.BYTES) if state["model"]["byte_fallback"] else (None, [])
+    writer.add_token_types([_type(token, added, unknown, single) for token in tokens])
     _write_ends(writer, tokenizer, ends)
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -89,14 +90,14 @@ def _write_sentencepiece(
         writer.add_string(PREFIX, where)
 
 
-def _type(token: str | None, added: dict[str, dict[str, Any]], model: dict[str, Any]) -> int:
+def _type(token: str | None, added: dict[str, dict[str, Any]], unknown: str | None, single: list[str]) -> int:
     if token is None:
         return UNUSED
-    if model["byte_fallback"] and token == model["unk_token"]:
+    if token == unknown:
         return UNKNOWN
     if token in added:
         return CONTROL if added[token]["special"] else USER_DEFINED
-    return BYTE if model["byte_fallback"] and token in sentencepiece.BYTES else NORMAL
+    return BYTE if token in single else NORMAL
 
 
 def _write_ends(writer: Any, tokenizer: Any, ends: list[int]) -> None:
