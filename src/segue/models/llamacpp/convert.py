@@ -16,23 +16,13 @@ import torch
 from torch import Tensor
 
 from segue.models.llamacpp.architecture import Array, architecture, rope_factors, write_header
-from segue.models.llamacpp.names import KINDS, ROPE_FACTORS, gguf_name
+from segue.models.llamacpp.names import ROPE_FACTORS, check, gguf_name
 from segue.models.llamacpp.vocabulary import write_vocabulary
 
 BLOCK = 32  # numbers that share a scale in q8_0 and q4_0
 LARGE_TABLES = ("token_embd.weight", "output.weight")  # of q4_0 they are kept in q8_0
 METADATA = 32 << 20  # bytes that vocabulary and header take at most, for the check of free space
 Watch = Callable[[int, int], None]  # tensors written, of how many
-
-
-def check(kind: str) -> None:
-    """Raise ValueError where no file of this kind can be written here."""
-    if kind not in KINDS:
-        raise ValueError(f"GGUF type {kind!r} is unknown: choose from {', '.join(KINDS)}")
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise ValueError("writing GGUF needs the package gguf: pip install 'segue[llamacpp]'") from None
 
 
 def convert(
@@ -84,7 +74,8 @@ def _write(writer: Any, weights: dict[str, Tensor], kinds: dict[str, Any], confi
     folder = writer.path.parent
     free = shutil.disk_usage(folder).free
     if total + METADATA > free:
-        raise ValueError(f"the file needs {total / 2**20:,.0f} MiB, and {folder} has {free / 2**20:,.0f} MiB free")
+        needed, there = ((size + 2**20 - 1) >> 20 for size in (total + METADATA, free))
+        raise ValueError(f"the file needs up to {needed:,} MiB, and {folder} has {there:,} MiB free")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 KINDS = ("f32", "f16", "q8_0", "q4_0")
 ARCHITECTURES = {
     "llama": "llama",
@@ -28,6 +30,14 @@ ROPE_FACTORS = "rope_freqs.weight"
 # llama.cpp normalises no text, and puts a space before every piece of it: these keys say what transformers does.
 COMPOSED = "segue.tokenizer.nfc"  # bool: text is brought to Unicode's composed form first
 PREFIX = "segue.tokenizer.prefix"  # "first" or "always": which pieces get a space, unless they have one
+
+
+def check(kind: str) -> None:
+    """Raise ValueError where no file of this kind can be written here."""
+    if kind not in KINDS:
+        raise ValueError(f"GGUF type {kind!r} is unknown: choose from {', '.join(KINDS)}")
+    if find_spec("gguf") is None:
+        raise ValueError("writing GGUF needs the package gguf: pip install 'segue[llamacpp]'")
 
 
 def gguf_name(name: str) -> str:
