@@ -138,6 +138,15 @@ def test_smaller_kinds_are_close(kind: str, distance: float, logits: Logits, tmp
     assert 0 < np.abs(exact - rough).mean() < distance
 
 
+def test_numbers_beyond_f16_are_not_made_infinite(tmp_path: Path) -> None:
+    net = random_network(FAMILIES["llama"]())
+    net.model.layers[1].mlp.up_proj.weight.data[3, 4] = -70000.0
+    with pytest.raises(ValueError, match=r"blk.1.ffn_up.weight has numbers beyond 65504, which f16 cannot hold"):
+        convert(net, None, tmp_path / "m.gguf", "f16")
+    convert(net, None, tmp_path / "m.gguf", "f32")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
 def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "m.gguf"
     out.write_bytes(b"the old one")

@@ -20,6 +20,7 @@ from segue.models.llamacpp.names import ROPE_FACTORS, check, gguf_name
 from segue.models.llamacpp.vocabulary import write_vocabulary
 
 BLOCK = 32  # numbers that share a scale in q8_0 and q4_0
+LARGEST_F16 = 65504.0
 LARGE_TABLES = ("token_embd.weight", "output.weight")  # of q4_0 they are kept in q8_0
 METADATA = 32 << 20  # bytes that vocabulary and header take at most, for the check of free space
 Watch = Callable[[int, int], None]  # tensors written, of how many
@@ -82,7 +83,10 @@ def _write(writer: Any, weights: dict[str, Tensor], kinds: dict[str, Any], confi
     for done, (name, value) in enumerate(weights.items()):
         watch(done, len(weights))
         array = _array(name, value, config)
+        if kinds[name] == gguf.GGMLQuantizationType.F16 and np.abs(array).max() > LARGEST_F16:
+            raise ValueError(f"{name} has numbers beyond {LARGEST_F16:g}, which f16 cannot hold: write f32")
         writer.write_tensor_data(gguf.quants.quantize(array, kinds[name]).view(np.uint8))
+    writer.close()  # before the file takes its place: what is still to be written may not fit the disk
     watch(len(weights), len(weights))
 
 
