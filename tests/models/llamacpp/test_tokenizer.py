@@ -38,7 +38,18 @@ ODD = {
     "spelled spaces": "▁▁a▁ ▁b",
     "byte tokens": "<0x0A> <0x0a><unk",
 }
-MARKS = ("<s>", "</s>", "<unk>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<tool>", "<|pad|>", "<|begin|>")
+MARKS = (
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<|endoftext|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<tool>",
+    "<tool>+",
+    "<|pad|>",
+    "<|begin|>",
+)
 
 
 def texts() -> list[str]:

@@ -65,7 +65,7 @@ def byte_level(kind: str) -> Any:
         for word in ("Ġquixotically", "Zyzzyva"):
             state["model"]["vocab"][word] = len(state["model"]["vocab"])
         tokenizer = Tokenizer.from_str(json.dumps(state))
-    tokenizer.add_tokens([AddedToken("<tool>", special=False, normalized=False)])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in ("<tool>", "<tool>+")])
     if kind == "llama-bpe":
         tokenizer.post_processor = processors.TemplateProcessing("<|begin|> $A", special_tokens=[("<|begin|>", 0)])
     named = {"bos_token": "<|begin|>"} if kind != "qwen2" else {}
