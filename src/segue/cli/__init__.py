@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import segue
-from segue.cli import bench, chat, doctor, generate, methods, run, train, tune
+from segue.cli import bench, chat, convert, doctor, generate, methods, run, train, tune
 
 BROKEN_PIPE = 128 + 13  # what the shell reports of a program that the signal ended
 INTERRUPTED = 128 + 2
@@ -30,6 +30,7 @@ app.command()(methods.methods)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
 app.command()(tune.tune)
+app.command()(convert.convert)
 app.command()(train.train)
 
 

@@ -1,12 +1,13 @@
-"""Llama checkpoints as GGUF, the file format of llama.cpp.
+"""Llama-family checkpoints as GGUF, the file format of llama.cpp.
 
-Its rotary embedding turns neighbouring pairs where transformers turns halves, so that the rows of the query and key
+llama.cpp turns neighbouring pairs of a Llama head where transformers turns halves, so the rows of the query and key
 projections are reordered; everything else is renamed. Source: the GGUF specification (ggml/docs/gguf.md).
 """
 
 from __future__ import annotations
 
-import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,129 +15,106 @@ import numpy as np
 import torch
 from torch import Tensor
 
-KINDS = ("f32", "f16", "q8_0")
-LAYER = {
-    "input_layernorm.weight": "attn_norm.weight",
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-}
-ROOT = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-NORMAL, CONTROL = 1, 3  # token types
+from segue.models.llamacpp.architecture import Array, architecture, rope_factors, write_header
+from segue.models.llamacpp.names import ROPE_FACTORS, check, gguf_name
+from segue.models.llamacpp.vocabulary import write_vocabulary
+
+BLOCK = 32  # numbers that share a scale in q8_0 and q4_0
+LARGEST_F16 = 65504.0
+LARGE_TABLES = ("token_embd.weight", "output.weight")  # of q4_0 they are kept in q8_0
+METADATA = 32 << 20  # bytes that vocabulary and header take at most, for the check of free space
+Watch = Callable[[int, int], None]  # tensors written, of how many
 
 
-def convert(network: Any, tokenizer: Any, out: Path, kind: str = "f16") -> Path:
-    """Write a transformers Llama in memory (linears not packed) as one file; matrices in `kind`, vectors in float32.
+def convert(
+    network: Any, tokenizer: Any, out: Path, kind: str = "f16", watch: Watch = lambda done, total: None
+) -> Path:
+    """Write a transformers model in memory (linears not packed) as one file, whole or not at all.
 
-    Raises ValueError for another architecture, attention biases, scaled rotary forms, or an unknown kind.
+    Matrices are written in `kind`, those whose rows it does not fit in f16, vectors in f32. Without a tokenizer the
+    file has no vocabulary. Raises ValueError where llama.cpp would not give what transformers gives.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise ValueError("writing GGUF needs the package gguf: pip install 'segue[llamacpp]'") from None
-    if kind not in KINDS:
-        raise ValueError(f"GGUF type {kind!r} is unknown: choose from {', '.join(KINDS)}")
+    check(kind)
+    import gguf
+
     config = network.config
-    _check(config)
-    tensors = {_name(name): value for name, value in network.state_dict().items() if not name.endswith("inv_freq")}
+    name = architecture(config)
+    weights = {gguf_name(key): value for key, value in network.state_dict().items()}
     if config.tie_word_embeddings:
-        tensors.pop("output.weight", None)
-    staging = out.with_suffix(out.suffix + ".tmp")
-    writer = gguf.GGUFWriter(staging, "llama")
-    _header(writer, config, out.stem)
-    if tokenizer is not None:
-        _vocabulary(writer, tokenizer, config.vocab_size)
-    types = gguf.GGMLQuantizationType
-    chosen = {"f32": types.F32, "f16": types.F16, "q8_0": types.Q8_0}[kind]
-    for name, value in tensors.items():
-        array = _array(name, value, config)
-        fits = array.ndim == 2 and not (kind == "q8_0" and array.shape[1] % 32)
-        wanted = chosen if fits else types.F16 if array.ndim == 2 else types.F32
-        writer.add_tensor(name, gguf.quants.quantize(array, wanted), raw_dtype=wanted)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    staging.replace(out)
+        weights.pop("output.weight", None)
+    factors = rope_factors(config)
+    if factors is not None:
+        weights[ROPE_FACTORS] = torch.from_numpy(factors)
+    kinds = {key: _kind(key, tuple(value.shape), kind) for key, value in weights.items()}
+    staging = out.with_name(out.name + ".tmp")
+    writer = gguf.GGUFWriter(staging, name)
+    writer.add_name(out.stem)
+    writer.add_file_type({"F32": 0, "F16": 1, "Q8_0": 7, "Q4_0": 2}[kind.upper()])  # LlamaFileType
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    write_header(writer, config)
+    write_vocabulary(writer, tokenizer, config.vocab_size, _ends(network))
+    try:
+        _write(writer, weights, kinds, config, watch)
+        staging.replace(out)
+    finally:
+        writer.close()
+        staging.unlink(missing_ok=True)
     return out
 
 
-def _check(config: Any) -> None:
-    if config.model_type != "llama":
-        raise ValueError(
-            f"GGUF is written for Llama models, and this is {config.model_type}: use llama.cpp's converter"
-        )
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    for wrong, what in (
-        (config.attention_bias, "attention biases"),
-        (config.mlp_bias, "biases in its feed-forward layers"),
-        (rope != "default", f"rotary positions of type {rope}"),
-    ):
-        if wrong:
-            raise ValueError(f"this Llama has {what}, which are not written to GGUF yet: use llama.cpp's converter")
+def _write(writer: Any, weights: dict[str, Tensor], kinds: dict[str, Any], config: Any, watch: Watch) -> None:
+    """First the places of all tensors, then one tensor after the other, so that memory holds one of them."""
+    import gguf
+
+    total = 0
+    for name, value in weights.items():
+        shape = gguf.quants.quant_shape_to_byte_shape(tuple(value.shape), kinds[name])
+        size = int(np.prod(shape))
+        writer.add_tensor_info(name, shape, np.dtype(np.uint8), size, raw_dtype=kinds[name])
+        total += size
+    folder = writer.path.parent
+    free = shutil.disk_usage(folder).free
+    if total + METADATA > free:
+        needed, there = ((size + 2**20 - 1) >> 20 for size in (total + METADATA, free))
+        raise ValueError(f"the file needs up to {needed:,} MiB, and {folder} has {there:,} MiB free")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for done, (name, value) in enumerate(weights.items()):
+        watch(done, len(weights))
+        array = _array(name, value, config)
+        if kinds[name] == gguf.GGMLQuantizationType.F16 and np.abs(array).max() > LARGEST_F16:
+            raise ValueError(f"{name} has numbers beyond {LARGEST_F16:g}, which f16 cannot hold: write f32")
+        writer.write_tensor_data(gguf.quants.quantize(array, kinds[name]).view(np.uint8))
+    writer.close()  # before the file takes its place: what is still to be written may not fit the disk
+    watch(len(weights), len(weights))
 
 
-def _name(name: str) -> str:
-    if name == "lm_head.weight":
-        return "output.weight"
-    if name in ROOT:
-        return ROOT[name]
-    parts = name.removeprefix("model.layers.").partition(".")
-    if name.startswith("model.layers.") and parts[2] in LAYER:
-        return f"blk.{parts[0]}.{LAYER[parts[2]]}"
-    raise ValueError(f"the weight {name} has no place in GGUF's Llama")
+def _kind(name: str, shape: tuple[int, ...], kind: str) -> Any:
+    from gguf import GGMLQuantizationType as Types
+
+    if len(shape) < 2:
+        return Types.F32
+    if kind == "q4_0" and name in LARGE_TABLES:
+        kind = "q8_0"
+    return Types.F16 if kind.startswith("q") and shape[1] % BLOCK else Types[kind.upper()]
 
 
-def _header(writer: Any, config: Any, name: str) -> None:
-    width = config.head_dim or config.hidden_size // config.num_attention_heads
-    writer.add_name(name)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(width)
-    writer.add_value_length(width)
-    writer.add_rope_dimension_count(width)
-    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-
-
-def _vocabulary(writer: Any, tokenizer: Any, size: int) -> None:
-    """A byte-level BPE, as its tokenizer.json states it."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    if state["model"]["type"] != "BPE":
-        raise ValueError(f"a {state['model']['type']} tokenizer is not written to GGUF yet: only byte-level BPE is")
-    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
-    special = set(tokenizer.all_special_ids)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([by_id.get(i, f"[unused{i}]") for i in range(size)])
-    writer.add_token_types([CONTROL if i in special or i not in by_id else NORMAL for i in range(size)])
-    merges = state["model"]["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
-    if tokenizer.bos_token_id is not None:
-        writer.add_bos_token_id(tokenizer.bos_token_id)
-        writer.add_add_bos_token(False)
-    if tokenizer.eos_token_id is not None:
-        writer.add_eos_token_id(tokenizer.eos_token_id)
-
-
-def _array(name: str, value: Tensor, config: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """(out, in) or (out,) in float32; query and key rows reordered from halves to pairs."""
-    array: np.ndarray[Any, np.dtype[np.float32]] = value.detach().to("cpu", torch.float32).numpy()
-    heads = {"attn_q.weight": config.num_attention_heads, "attn_k.weight": config.num_key_value_heads}
-    count = heads.get(name.split(".", 2)[-1])
-    if count is None:
+def _array(name: str, value: Tensor, config: Any) -> Array:
+    """(out, in) or (out,) in float32; query and key rows of a Llama reordered from halves to pairs."""
+    array: Array = value.detach().to("cpu", torch.float32).numpy()
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    count = heads.get(name.split(".")[-2])
+    if count is None or architecture(config) != "llama":
         return array
-    rows, columns = array.shape
-    return np.ascontiguousarray(
-        array.reshape(count, 2, rows // count // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-    )
+    halves = array.reshape(count, 2, array.shape[0] // count // 2, *array.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
+
+
+def _ends(network: Any) -> list[int]:
+    """The tokens that end an answer of this model, by what it generates with."""
+    for config in (getattr(network, "generation_config", None), network.config):
+        ends = getattr(config, "eos_token_id", None)
+        if ends is not None:
+            return list(ends) if isinstance(ends, list) else [ends]
+    return []

@@ -60,23 +60,10 @@ def load(
         raise ValueError(f"quantize={quantize!r} runs on one CPU, with device='cpu' and lean=True")
     config = _guard(name, lambda: AutoConfig.from_pretrained(path, **options))
     chosen = _dtype(dtype, config, where) if quantize is None or dtype is not None else QUANTIZED[quantize].dtype
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        network, report = _guard(
-            name,
-            lambda: AutoModelForCausalLM.from_pretrained(
-                path, dtype=chosen, device_map=device_map, tp_plan=tp_plan, output_loading_info=True, **options
-            ),
-        )
-        tokenizer = _tokenizer(path, options)
-    finally:
-        transformers_logging.set_verbosity(level)
-    _check_report(name, report)
+    how = {"dtype": chosen, "device_map": device_map, "tp_plan": tp_plan}
+    network, tokenizer = _read(name, path, how, options)
     if whole:
         network = network.to(where)
-    network.eval()
     # Parts that lie on several devices carry hooks of their own, which an exchange would lose.
     return wrap(network, tokenizer, name=name, check=check, make=make if lean and whole else None, quantize=quantize)
 
@@ -108,6 +95,30 @@ def wrap(
         quantize=quantize,
         stack=stack,
     )
+
+
+def bare(source: str | os.PathLike[str] | None = None) -> tuple[str, Any, Any]:
+    """The label, the plain transformers model in the checkpoint's own dtype, and the tokenizer, for other uses."""
+    name, path = place(source)
+    network, tokenizer = _read(name, path, {"dtype": "auto"}, {})
+    _check_tokenizer(network, tokenizer)
+    return name, network, tokenizer
+
+
+def _read(name: str, path: str, how: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any]:
+    """Weights and tokenizer, without a word from transformers."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        network, report = _guard(
+            name, lambda: AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **how, **options)
+        )
+        tokenizer = _tokenizer(path, options)
+    finally:
+        transformers_logging.set_verbosity(level)
+    _check_report(name, report)
+    return network.eval(), tokenizer
 
 
 def _device(device: str | None) -> torch.device:

@@ -1,0 +1,57 @@
+"""`segue convert`: a transformers checkpoint as a GGUF file for llama.cpp."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segue.cli import flags, report
+
+
+def convert(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The GGUF file to write.")],
+    model: flags.Model = None,
+    kind: Annotated[str, typer.Option("--type", help="Numbers of the matrices: f32, f16, q8_0 or q4_0.")] = "f16",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    json: flags.Json = False,
+) -> None:
+    """Write a Llama, Mistral or Qwen checkpoint as one GGUF file, whole or not at all.
+
+    What llama.cpp would compute or tokenize otherwise than transformers is refused.
+    """
+    from segue.models.llamacpp.names import check
+
+    check(kind)
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder: name the file to write, e.g. {output / 'model.gguf'}")
+    if output.exists() and not force:
+        raise ValueError(f"{output} is there already: --force replaces it")
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent}")
+    if model is not None and Path(model).suffix == ".gguf":
+        raise ValueError(f"{model} is GGUF already: give the checkpoint it was made from")
+    from segue.models.llamacpp.convert import convert as write
+    from segue.models.transformers.load import bare
+
+    start = time.perf_counter()
+    name, network, tokenizer = bare(model)
+    _watched(lambda watch: write(network, tokenizer, output, kind, watch))
+    size = output.stat().st_size
+    if json:
+        facts = {"model": name, "family": network.config.model_type, "file": str(output), "type": kind, "bytes": size}
+        print(report.as_json(facts | {"seconds": round(time.perf_counter() - start, 3)}))
+        return
+    print(f"{name} as {kind} is in {output}, {size / 2**20:,.1f} MiB")
+
+
+def _watched(work: Any) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("writing tensors", total=None)
+        work(lambda done, total: bar.update(task, completed=done, total=total))
