@@ -22,7 +22,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 def test_another_model_or_precision_is_noticed() -> None:
     assert PROFILE.foreign("mini", "bfloat16", 2) == ""
-    assert PROFILE.foreign("other", "float32", 2) == "model mini instead of other, dtype bfloat16 instead of float32"
+    assert (
+        PROFILE.foreign("other", "float32", 2) == "model mini instead of other, precision bfloat16 instead of float32"
+    )
 
 
 @pytest.mark.parametrize(

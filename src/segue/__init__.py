@@ -26,7 +26,7 @@ def model(source: Any = None, **options: Any) -> Model:
     `options`: dtype, device, device_map, tp_plan, check, and what transformers' from_pretrained takes.
     """
     from segue.api import Model
-    from segue.models.transformers.load import load
+    from segue.models.load import load
 
     return Model(load(source, **options))
 

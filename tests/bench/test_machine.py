@@ -7,7 +7,7 @@ import json
 import pytest
 
 import segue
-from segue.bench.machine import Machine, bytes_per_token, diagnose, read_bandwidth
+from segue.bench.machine import Machine, diagnose, read_bandwidth
 from segue.models.cost import Cost
 from tests.cli.conftest import Call, call
 
@@ -18,7 +18,7 @@ def test_the_limit_is_bandwidth_over_bytes() -> None:
     lm = segue.model(dtype="bfloat16").lm
     box = Machine("x", 2, 4, ("avx2",), 64 * 2**20, 50e9)
     found = diagnose(lm, box, Cost((1, 8), (0.004, 0.005)))  # type: ignore[arg-type]
-    assert found["bytes_per_token"] == bytes_per_token(lm) == lm.weight_bytes  # type: ignore[arg-type]
+    assert found["bytes_per_token"] == lm.bytes_per_token == lm.weight_bytes
     assert found["limit_tokens_per_second"] == pytest.approx(50e9 / lm.weight_bytes, rel=1e-3)
     assert found["plain_tokens_per_second"] == 250.0
     assert found["share_of_limit"] == pytest.approx(250 * lm.weight_bytes / 50e9, rel=1e-2)

@@ -41,7 +41,9 @@ def test_a_profile_is_found_and_used(call: Call, prompts: Path, tmp_path: Path) 
     answer = json.loads(call("generate", "Hello", "--profile", profile, "--max-tokens", 4, "--json").out)
     assert answer["stats"]["method"] == found["method"]
     strange = call("generate", "Hello", "--profile", profile, "--max-tokens", 4, "--dtype", "float64")
-    assert "dtype bfloat16 instead of float64" in strange.err or "dtype float32 instead of float64" in strange.err
+    assert (
+        "precision bfloat16 instead of float64" in strange.err or "precision float32 instead of float64" in strange.err
+    )
     both = call("generate", "Hello", "--profile", profile, "--method", "plain")
     assert both.code == 2
     assert "drop it, or drop --method" in " ".join(both.err.split())

@@ -42,7 +42,7 @@ def summary(rows: list[Row], kinds: list[str], margins: dict[str, list[float]]) 
     """One record for each contestant; the first row is the baseline. `margins`: per contestant the logit margins at the
     first differing token of every answer that is not the baseline's."""
     base = rows[0]
-    plain = next((row for row in rows if row.name == "plain"), None)
+    plains = {row.name.partition("@")[2]: row for row in rows if row.name.partition("@")[0] == "plain"}
     straight = [i for i, tokens in enumerate(base.tokens) if not looping(tokens)]
     for row in rows:
         count = sum(map(len, row.tokens))
@@ -52,7 +52,7 @@ def summary(rows: list[Row], kinds: list[str], margins: dict[str, list[float]]) 
             "tokens_per_second": round(float(np.median([count / sum(r) for r in row.seconds])), 1),
             "ratio": _rounded(ratio(row, base)),
             "ratio_not_looping": _rounded(ratio(row, base, straight)) if straight else None,
-            "ratio_to_plain": _rounded(ratio(row, plain)) if plain else None,
+            "ratio_to_plain": _rounded(ratio(row, plain)) if (plain := _plain_of(row, plains)) else None,
             "by_kind": {
                 kind: _rounded(ratio(row, base, [i for i, k in enumerate(kinds) if k == kind]))
                 for kind in dict.fromkeys(kinds)
@@ -66,6 +66,11 @@ def summary(rows: list[Row], kinds: list[str], margins: dict[str, list[float]]) 
             "tokens": count,
         }
         yield record | (_costs(row.stats, straight) if row.stats else {})
+
+
+def _plain_of(row: Row, plains: dict[str, Row]) -> Row | None:
+    """Plain decoding on the same variant of the model as a contestant: "auto@int8" is compared with "plain@int8"."""
+    return plains.get(row.name.partition("@")[2].partition(":")[0], plains.get(""))
 
 
 def _costs(stats: list[dict[str, Any]], straight: list[int]) -> dict[str, Any]:

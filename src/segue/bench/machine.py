@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from segue.models.cost import Cost, processor
-from segue.models.transformers.lm import TransformersLM
+from segue.models.lm import LM
 
 BUFFER = 256 * 2**20  # bytes: far more than a last-level cache share
 REPEATS = 8
@@ -48,43 +48,40 @@ def read_bandwidth(size: int, repeats: int) -> float:
     return size / best
 
 
-def bytes_per_token(lm: TransformersLM) -> int:
-    """Weight bytes that one token reads: everything, but of an input table that is not the head as well only a row."""
-    network = lm.network
-    table, head = network.get_input_embeddings(), network.get_output_embeddings()
-    tied = bool(network.config.get_text_config().tie_word_embeddings) or head is None
-    unread = 0 if tied else table.weight.numel() * table.weight.element_size()
-    return lm.weight_bytes - unread
-
-
-def diagnose(lm: TransformersLM, found: Machine, cost: Cost) -> dict[str, Any]:
-    """Everything `segue doctor` says, as numbers and words."""
-    size = bytes_per_token(lm)
+def diagnose(lm: LM, found: Machine, cost: Cost) -> dict[str, Any]:
+    """Everything `segue doctor` says of one model in one form, as numbers and words."""
+    size = lm.bytes_per_token
     limit = found.bandwidth / size
     plain = 1 / cost.step(1)
     return {
         "machine": asdict(found),
         "model": lm.name,
-        "dtype": str(lm.dtype).removeprefix("torch."),
+        "backend": lm.backend,
+        "precision": lm.precision,
         "bytes_per_token": size,
         "limit_tokens_per_second": round(limit, 1),
         "plain_tokens_per_second": round(plain, 1),
         "share_of_limit": round(plain / limit, 4),
-        "cost": {"rows": list(cost.rows), "seconds": list(cost.seconds), "file": str(cost.path) if cost.path else None},
+        "cost": {
+            "rows": list(cost.rows),
+            "seconds": list(cost.seconds),
+            "threads": cost.threads,
+            "file": str(cost.path) if cost.path else None,
+        },
         "break_even": round(cost.step(8) / cost.step(1) - 1, 3),  # accepted tokens a round that pay for 7 guesses
         "advice": _advice(lm, found, size),
     }
 
 
-def _advice(lm: TransformersLM, found: Machine, size: int) -> list[str]:
+def _advice(lm: LM, found: Machine, size: int) -> list[str]:
     advice = []
     if lm.device.type != "cpu":
         advice.append("the model is on an accelerator: the bandwidth shown is the CPU's")
     if found.cache_bytes and size < found.cache_bytes:
         advice.append("the weights may sit in the last-level cache: memory bandwidth is then no limit")
-    if lm.dtype == torch.float32 and "avx512_bf16" in found.flags:
+    if lm.precision == "float32" and "avx512_bf16" in found.flags:
         advice.append("this processor has bfloat16: --dtype bfloat16 reads half the bytes (near ties may tip)")
-    if lm.dtype == torch.bfloat16 and not {"avx512_bf16", "amx_bf16"} & set(found.flags):
+    if lm.precision == "bfloat16" and not {"avx512_bf16", "amx_bf16"} & set(found.flags):
         advice.append("this processor has no bfloat16: --dtype float32 is faster")
     if found.threads > found.cores:
         advice.append(f"{found.threads} threads on {found.cores} cores: set OMP_NUM_THREADS={found.cores}")

@@ -30,6 +30,7 @@ from segue.bench.suites import Suite
 from segue.data import Settings
 from segue.models.cost import processor
 from segue.models.source import EMBEDDED, place
+from segue.models.variant import Variant, parse
 
 PEERS = ("transformers", "llama.cpp", *ENGINES)
 HEADS = (
@@ -49,11 +50,20 @@ HEADS = (
 
 
 @dataclass(frozen=True)
+class Entrant:
+    """A method as named by the user, with the object, and the variant of the model where another one runs it."""
+
+    name: str
+    method: Any
+    variant: Variant | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is to be measured, checked before a model is loaded."""
 
     suite: Suite
-    methods: tuple[tuple[str, Any], ...]  # as named by the user, with the object
+    methods: tuple[Entrant, ...]
     source: str
     draft: str | None
     settings: Settings
@@ -62,15 +72,17 @@ class Plan:
     command: str
 
 
-def parse_methods(text: str | None, draft: str | None, source: str) -> tuple[tuple[str, Any], ...]:
-    """Methods from names with fields, e.g. "plain,token_recycling:nodes=16:budget=gain"; all that `source` allows where
-    None. A draft model is handed to those that take one and name none."""
+def parse_methods(text: str | None, draft: str | None, source: str) -> tuple[Entrant, ...]:
+    """Methods from names with fields, e.g. "plain,token_recycling:nodes=16:budget=gain", each on another variant of the
+    model where one follows an @ (auto@int8, plain@llama.cpp/q8_0); all that `source` allows where None. A draft model
+    is handed to those that take one and name none."""
     has_draft = draft is not None or source == "mini"
     able = [n for n, e in catalog.entries().items() if has_draft or "a draft model" not in e.card.needs]
     names = text.split(",") if text else able
     methods = []
     for name in names:
-        base, *pairs = name.strip().split(":")
+        whole, *pairs = name.strip().split(":")
+        base, _, variant = whole.partition("@")
         entry = catalog.find(base)
         wrong = next((pair for pair in pairs if "=" not in pair), None)
         if wrong is not None:
@@ -78,7 +90,7 @@ def parse_methods(text: str | None, draft: str | None, source: str) -> tuple[tup
         values: dict[str, Any] = dict(pair.split("=", 1) for pair in pairs)
         if draft is not None and "draft" in {f.name for f in entry.fields}:
             values.setdefault("draft", draft)
-        methods.append((name.strip(), catalog.build(base, **values)))
+        methods.append(Entrant(name.strip(), catalog.build(base, **values), parse(variant) if variant else None))
     return tuple(methods)
 
 
@@ -105,13 +117,18 @@ def measure(
     plan: Plan, model: Model, *, journal: Path | None = None, progress: Callable[[int, int], None]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Run the contest; gives a record for each contestant (the baseline first) and the setting."""
+    if model.lm.backend != "transformers":
+        raise ValueError(
+            f"the contest is against transformers, which does not run {model.lm.name}: name the checkpoint with -m, "
+            "and its GGUF form in the methods, e.g. auto@llama.cpp/q8_0"
+        )
     room = model.lm.context_length - plan.settings.max_tokens - 1
     ids = [model.lm.encode(prompt) for prompt in plan.suite.prompts]
     prompts = [prompt[-room:] for prompt in ids]
     setting = _setting(plan, model, sum(len(prompt) > room for prompt in ids))
     dtype, device = model.lm.dtype, model.lm.device  # type: ignore[attr-defined]
     peers = transformers_peers(plan.source, dtype, device, plan.draft)
-    contestants: list[Contestant] = [*peers, *(Ours(name, model, method) for name, method in plan.methods)]
+    contestants: list[Contestant] = [*peers, *_ours(plan, model)]
     if "llama.cpp" in plan.peers:
         from segue.bench.llamacpp import llamacpp_peers
 
@@ -132,6 +149,15 @@ def measure(
         )
     gaps = {} if settings.temperature else margins(peers[0].network, prompts, rows)
     return list(summary(rows, plan.suite.kinds, gaps)), setting
+
+
+def _ours(plan: Plan, model: Model) -> list[Ours]:
+    """Our contestants; a variant is loaded once, however many methods run on it."""
+    loaded: dict[Variant | None, Model] = {None: model}
+    for entrant in plan.methods:
+        if entrant.variant not in loaded:
+            loaded[entrant.variant] = segue.model(plan.source, **entrant.variant.options())  # type: ignore[union-attr]
+    return [Ours(entrant.name, loaded[entrant.variant], entrant.method) for entrant in plan.methods]
 
 
 def table(records: list[dict[str, Any]]) -> list[list[str]]:
@@ -197,10 +223,10 @@ def _setting(plan: Plan, model: Model, cut: int) -> dict[str, Any]:
         "says": plan.suite.says,
         "prompts": hashlib.sha256("\0".join(plan.suite.prompts).encode()).hexdigest()[:16],
         "prompts_cut": cut,  # to the end that fits the context
-        "contestants": [name for name, _ in plan.methods],
+        "contestants": [entrant.name for entrant in plan.methods],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}",
         "threads": torch.get_num_threads(),
-        "dtype": str(model.lm.dtype).removeprefix("torch."),  # type: ignore[attr-defined]
+        "dtype": model.lm.precision,
         "versions": {"segue": segue.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "model": plan.source,
         "model_hash": hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else None,

@@ -6,7 +6,8 @@
 4. The finalists answer all prompts in several rounds. The winner's interval must lie above plain's speed; else the
    answer is plain decoding.
 
-A candidate whose greedy tokens differ from plain's in float32 is out. Source: Jamieson and Talwalkar, 2016
+Other variants of the model (int8, llama.cpp/q8_0, ...) take part where they are asked for. A candidate whose greedy
+tokens differ from plain's on the same float32 weights is out. Source: Jamieson and Talwalkar, 2016
 (arXiv:1502.07943).
 """
 
@@ -22,6 +23,7 @@ from segue import catalog
 from segue.bench.contest import Contestant, Row, contest
 from segue.bench.figures import ratio
 from segue.data import Settings
+from segue.models.variant import Variant
 
 FIRST, KEEP, FINALISTS, MOST = 3, 3, 3, 24  # prompts of the first rung, share kept, finalists, candidates
 FACTORS = (0.25, 0.5, 2.0)
@@ -34,10 +36,12 @@ class Candidate:
 
     method: str
     fields: tuple[tuple[str, Any], ...] = ()
+    variant: Variant | None = None  # of the model, where it is not the one that was loaded
 
     @property
     def name(self) -> str:
-        return ":".join([self.method, *(f"{key}={value}" for key, value in self.fields)])
+        base = f"{self.method}@{self.variant}" if self.variant else self.method
+        return ":".join([base, *(f"{key}={value}" for key, value in self.fields)])
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,12 @@ class Verdict:
     disqualified: list[str]
 
 
-def candidates(names: Sequence[str] | None, has_draft: bool, seed: int) -> list[Candidate]:
-    """Default of every method first, then single-field variants drawn from a seeded source."""
-    defaults, variants = [], []
+def candidates(
+    names: Sequence[str] | None, has_draft: bool, seed: int, variants: Sequence[Variant] = ()
+) -> list[Candidate]:
+    """Default of every method first, on the model as it is and plain as well on its other variants, then changes of a
+    single field drawn from a seeded source."""
+    defaults, changed = [], []
     for entry in catalog.entries().values():
         lossless = any(type(promise).__name__ == "SameTokens" for promise in entry.card.exact)
         able = has_draft or "a draft model" not in entry.card.needs
@@ -74,9 +81,12 @@ def candidates(names: Sequence[str] | None, has_draft: bool, seed: int) -> list[
                     catalog.build(entry.name, **{field.name: value})
                 except ValueError:
                     continue
-                variants.append(Candidate(entry.name, ((field.name, value),)))
-    random.Random(seed).shuffle(variants)
-    return [*defaults, *variants[: max(0, MOST - len(defaults))]]
+                changed.append(Candidate(entry.name, ((field.name, value),)))
+    random.Random(seed).shuffle(changed)
+    elsewhere = [
+        Candidate(method, (), variant) for variant in variants for method in [PLAIN, *(c.method for c in defaults)]
+    ]
+    return [*defaults, *elsewhere, *changed[: max(0, MOST - len(defaults))]]
 
 
 def tune(
@@ -120,7 +130,7 @@ def tune(
 def words(verdict: Verdict, prompts: int) -> list[str]:
     """What was found, in plain words."""
     lines = [f"{verdict.tried} candidates were tried on up to {prompts} prompts, each alternately with plain decoding."]
-    if verdict.winner.method == PLAIN:
+    if verdict.winner == Candidate(PLAIN):
         lines.append("plain decoding is best here: nothing was faster with certainty.")
     else:
         middle, low, high = verdict.ratio
@@ -164,6 +174,7 @@ def _same(pool: list[Candidate], rows: dict[str, Row], strict: bool, out: list[s
     """Those whose tokens are plain's; the others are noted."""
     if not strict:
         return pool
-    wrong = [c for c in pool if rows[c.name].tokens != rows[PLAIN].tokens]
+    # Another precision may write another text: it is the user's choice to let it take part.
+    wrong = [c for c in pool if c.variant is None and rows[c.name].tokens != rows[PLAIN].tokens]
     out += [c.name for c in wrong]
     return [c for c in pool if c not in wrong]

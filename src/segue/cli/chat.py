@@ -33,6 +33,8 @@ def chat(
     profile: flags.Profile = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
+    backend: flags.Backend = None,
+    quantize: flags.Quantize = None,
     json: flags.Json = False,
     *,
     settings: dict[str, Any],
@@ -45,10 +47,10 @@ def chat(
     from segue.api import Model, make_settings
     from segue.cli.conversation import Form
     from segue.cli.interrupt import Signals, StoppableEngine
-    from segue.models.transformers.load import load
+    from segue.models.load import load
 
     make_settings(**settings)
-    lm = load(model, dtype=dtype, device=device)
+    lm = load(model, **flags.placed(profile, dtype=dtype, device=device, backend=backend, quantize=quantize))
     flags.check_profile(profile, lm)
     signals = Signals(signal.SIGINT)
     talk = Talk(Model(lm, engine=lambda: StoppableEngine(signals)), Form(lm), chosen, settings, signals, json)

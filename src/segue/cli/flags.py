@@ -10,7 +10,7 @@ import typer
 
 Model = Annotated[
     str | None,
-    typer.Option("-m", "--model", help="Model folder, hub id or embedded model; the embedded 'mini' if left out."),
+    typer.Option("-m", "--model", help="Folder, hub id, GGUF file or embedded model; 'mini' if left out."),
 ]
 Method = Annotated[str | None, typer.Option(help="Decoding method; `segue methods` lists them.")]
 Set = Annotated[
@@ -23,6 +23,11 @@ Dtype = Annotated[
     typer.Option(help="float32, bfloat16, float16 or float64; what suits checkpoint and device if left out."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU where there is one if left out.")]
+Backend = Annotated[str | None, typer.Option(help="transformers or llama.cpp; by the model if left out.")]
+Quantize = Annotated[
+    str | None,
+    typer.Option(help="Fewer bits a weight, lossy: int8, int4; with llama.cpp f32, f16, q8_0, q4_0."),
+]
 Profile = Annotated[Path | None, typer.Option("--profile", help="Method and fields that segue tune found.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -63,6 +68,25 @@ def from_profile(path: Path | None, name: str | None, fields: dict[str, Any]) ->
     return profile.method, profile.fields
 
 
+def variants(text: str | None) -> list[Any]:
+    """Forms of a model from their names; "all" for every one that works here."""
+    from segue.models.variant import parse, worth_trying
+
+    if text is None:
+        return []
+    return worth_trying() if text.strip() == "all" else [parse(part) for part in text.split(",")]
+
+
+def placed(path: Path | None, **options: str | None) -> dict[str, Any]:
+    """How the model is loaded: by what was given, else as a profile found it best."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if path is None or {"dtype", "backend", "quantize"} & set(given):
+        return given
+    from segue.profile import read_profile
+
+    return read_profile(path).options() | given
+
+
 def check_profile(path: Path | None, lm: Any) -> None:
     """Tell the user where a profile was made for something else than what runs."""
     if path is None:
@@ -71,7 +95,7 @@ def check_profile(path: Path | None, lm: Any) -> None:
 
     from segue.profile import read_profile
 
-    strange = read_profile(path).foreign(lm.name, str(lm.dtype).removeprefix("torch."), torch.get_num_threads())
+    strange = read_profile(path).foreign(lm.name, lm.precision, torch.get_num_threads())
     if strange:
         print(f"note: {path} was made for {strange}; its choice may not be the best here", file=sys.stderr)
 

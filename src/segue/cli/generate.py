@@ -27,6 +27,8 @@ def generate(
     n: Annotated[int, typer.Option("--n", help="Samples; the prompt is read once for all.")] = 1,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
+    backend: flags.Backend = None,
+    quantize: flags.Quantize = None,
     json: flags.Json = False,
     *,
     settings: dict[str, Any],
@@ -42,7 +44,7 @@ def generate(
     from segue.api import make_settings
 
     make_settings(**settings)  # wrong settings are told before a model is loaded
-    lm = segue.model(model, dtype=dtype, device=device)
+    lm = segue.model(model, **flags.placed(profile, dtype=dtype, device=device, backend=backend, quantize=quantize))
     flags.check_profile(profile, lm.lm)
     if json:
         answers = lm.generate(text, chosen, n=n, **settings)

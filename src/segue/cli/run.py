@@ -33,6 +33,8 @@ def run(
     profile: flags.Profile = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
+    backend: flags.Backend = None,
+    quantize: flags.Quantize = None,
     max_running: Annotated[int, typer.Option(help="Requests decoded at a time.")] = 64,
     token_budget: Annotated[int | None, typer.Option(help="Rows of one forward; by device if left out.")] = None,
     kv_budget: Annotated[
@@ -72,7 +74,9 @@ def run(
         with Answers(out, found.keys) as answers:
             if retry_errors:
                 answers.drop_failed()
-            summary, stopped = _work(file, answers, planner, len(found.keys), budgets, (model, dtype, device))
+            options = flags.placed(profile, dtype=dtype, device=device, backend=backend, quantize=quantize)
+            place = {"source": model, **options}
+            summary, stopped = _work(file, answers, planner, len(found.keys), budgets, place)
     if json:
         print(report.as_json(summary))
     else:
@@ -100,19 +104,18 @@ def _work(
     planner: Planner,
     total: int,
     budgets: dict[str, int | None],
-    place: tuple[str | None, str | None, str | None],
+    place: dict[str, str | None],
 ) -> tuple[dict[str, Any], int]:
     """Answer what is left; gives the summary, and the signal that ended it early or 0."""
     from segue.cli.interrupt import Signals, StoppableEngine, Stopped
     from segue.cli.job import Job
-    from segue.models.transformers.load import load
+    from segue.models.load import load
 
     before = len(answers.done)
     tokens = forwards = stopped = 0
     seconds = 0.0
     if before < total:
-        model, dtype, device = place
-        lm = load(model, dtype=dtype, device=device)
+        lm = load(**place)
         with Signals(signal.SIGINT, signal.SIGTERM) as signals:
             job = Job(lm, planner, answers, total, StoppableEngine(signals, **budgets))
             began = time.perf_counter()

@@ -21,6 +21,9 @@ def tune(
     limit: Annotated[int | None, typer.Option(help="So many prompts, evenly spaced.")] = 24,
     rounds: Annotated[int, typer.Option(help="Rounds of the final.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the choice of candidates.")] = 0,
+    variants: Annotated[
+        str | None, typer.Option(help="Other forms of the model to try: int8,llama.cpp/q8_0,... or all. May be lossy.")
+    ] = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
     json: flags.Json = False,
@@ -43,12 +46,14 @@ def tune(
         raise ValueError(f"--rounds {rounds} is not allowed: at least 1")
     chosen = suite(prompts, limit)
     settings = Settings(max_tokens=max_tokens, temperature=chosen.temperature, seed=seed)
-    pool = tuning.candidates(names, draft is not None, seed)
+    forms = flags.variants(variants)
     import segue
 
     lm = segue.model(model, dtype=dtype, device=device)
-    facts: Any = lm.lm
-    kind = str(facts.dtype).removeprefix("torch.")
+    own, kind = (lm.lm.backend, lm.lm.precision), lm.lm.precision
+    forms = [form for form in forms if (form.backend, form.precision) != own]
+    pool = tuning.candidates(names, draft is not None, seed, forms)
+    loaded = {None: lm} | {form: segue.model(model, **form.options()) for form in forms}
     room = lm.lm.context_length - max_tokens - 1
     ids = [lm.encode(prompt)[-room:] for prompt in chosen.prompts]
 
@@ -56,11 +61,12 @@ def tune(
         values = dict(candidate.fields)
         if draft is not None and "draft" in {f.name for f in catalog.find(candidate.method).fields}:
             values["draft"] = draft
-        return Ours(candidate.name, lm, catalog.build(candidate.method, **values))
+        return Ours(candidate.name, loaded[candidate.variant], catalog.build(candidate.method, **values))
 
     setting = {
         "model": lm.lm.name,
-        "dtype": kind,
+        "precision": kind,
+        "variants": [str(form) for form in forms],
         "draft": draft,
         "max_tokens": max_tokens,
         "prompts": hashlib.sha256(repr(ids).encode()).hexdigest()[:16],
@@ -77,11 +83,20 @@ def tune(
 
     from segue.models.cost import processor
 
-    fields = dict(verdict.winner.fields) | (
-        {"draft": draft} if draft and verdict.winner.method == "draft_model" else {}
-    )
+    winner = verdict.winner
+    fields = dict(winner.fields) | ({"draft": draft} if draft and winner.method == "draft_model" else {})
     found = {"ratio_to_plain": verdict.ratio, "ranking": verdict.ranking, "tried": verdict.tried, "prompts": len(ids)}
-    profile = Profile(verdict.winner.method, fields, lm.lm.name, kind, torch.get_num_threads(), processor(), found)
+    best = loaded[winner.variant].lm
+    profile = Profile(
+        winner.method,
+        fields,
+        best.name,
+        best.precision,
+        torch.get_num_threads(),
+        processor(),
+        str(winner.variant) if winner.variant else None,
+        found,
+    )
     profile.write(output)
     for journal in journals:
         journal.unlink(missing_ok=True)

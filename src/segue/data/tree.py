@@ -116,6 +116,13 @@ class DraftTree:
                 lists[self.parents[node]].append(node)
         return lists
 
+    def leaves(self) -> list[int]:
+        """Nodes without children, scored-only ones included."""
+        if self.is_chain:
+            return [len(self.tokens) - 1]
+        inner = set(self.parents)
+        return [node for node in range(len(self.tokens)) if node not in inner]
+
     def path(self, node: int) -> list[int]:
         """Node numbers from the root to `node`, both included."""
         nodes = []

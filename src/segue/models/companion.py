@@ -34,12 +34,10 @@ def fit(logits: Tensor, size: int) -> Tensor:
 
 
 def _load(target: LM, path: str) -> LM:
-    from segue.models.transformers.lm import TransformersLM
-    from segue.models.transformers.load import load
+    """By the target's backend and in its precision, so that the draft is as cheap as it can be."""
+    from segue.models.load import load
 
-    if not isinstance(target, TransformersLM):
-        return load(path)
-    return load(path, dtype=target.dtype, device=str(target.device))
+    return load(path, **target.companion_options(path))
 
 
 def _check(target: LM, draft: LM) -> None:

@@ -63,7 +63,7 @@ FLAT = Cost((1,), (1.0,))  # a model whose forwards cost the same whatever they 
 
 def cost_of(lm: LM, *, refresh: bool = False) -> Cost:
     """The curve of a model: from the cache where it is known, else measured and remembered."""
-    facts = _facts(lm)
+    facts = facts_of(lm)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
     path = cache_folder() / "cost" / f"{digest}.json"
     known = None if refresh else _read(path)
@@ -148,7 +148,7 @@ def _time(lm: LM, sequence: Any, tree: DraftTree) -> float:
     return time.perf_counter() - begin
 
 
-def _facts(lm: LM) -> dict[str, Any]:
+def facts_of(lm: LM) -> dict[str, Any]:
     """Everything the curve depends on."""
     return {
         "format": FORMAT,

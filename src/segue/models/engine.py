@@ -65,6 +65,12 @@ class Engine:
         """Queue a run. Raises ValueError where it could never be admitted."""
         job = Job(run, decoder, run.prompt_length + run.max_tokens + TREE_ROWS)
         need = job.rows * run.lm.bytes_per_row
+        most = run.lm.kv_rows
+        if most is not None and job.rows > most:
+            raise ValueError(
+                f"the request may need {job.rows} cache rows, and {run.lm.name} was loaded with {most}: "
+                "lower max_tokens, shorten the prompt or load it with more kv_rows"
+            )
         if need > self.kv_budget:
             raise ValueError(
                 f"the request may need {job.rows} cache rows ({need / 1e6:.1f} MB), more than the memory budget of "
@@ -121,7 +127,7 @@ class Engine:
         while self._waiting and len(self._running) < self.max_running:
             job = self._waiting[0]
             need = job.rows * job.run.lm.bytes_per_row
-            if self._running and self._reserved + need > self.kv_budget:
+            if self._running and (self._reserved + need > self.kv_budget or self._crowded(job)):
                 return
             self._waiting.popleft()
             self._reserved += need
@@ -153,6 +159,11 @@ class Engine:
         job.error, job.request = error, None
         job.decoder.close()
 
+    def _crowded(self, job: Job) -> bool:
+        """Whether the rows that a job may need do not fit its model's cache beside the running ones."""
+        lm = job.run.lm
+        return lm.kv_rows is not None and job.rows + sum(j.rows for j in self._running if j.run.lm is lm) > lm.kv_rows
+
     def _retire(self) -> None:
         for job in [j for j in self._running if j.finished]:
             self._running.remove(job)
@@ -171,10 +182,15 @@ class Engine:
         # Some room is kept for prompts, so that many decoding runs cannot keep a new one waiting for ever.
         room = self.token_budget - (self.token_budget // 4 if readers else 0)
         pack: list[tuple[Job, int]] = []
+        branches = lm.branches
         for job, size in forwards:
-            if size <= room or not pack:
+            more = 0
+            if branches is not None and isinstance(job.request, Forward):
+                more = len(job.request.tree.leaves()) - 1
+            if not pack or (size <= room and (branches is None or more <= branches)):
                 pack.append((job, size))
                 room -= size
+                branches = None if branches is None else branches - more
         room = self.token_budget - sum(size for _, size in pack)
         for job, size in readers:
             if room > 0 or not pack:

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from typing import Any
 
+import torch
+
 from segue.data import DraftTree, Scores, Want
 from segue.models.cost import FLAT, Cost
 from segue.models.sequence import Sequence
@@ -22,14 +24,21 @@ class LM(ABC):
     vocab_size: int
     context_length: int
     eos_ids: frozenset[int]
+    device: torch.device = torch.device("cpu")
     tokenizer: Any = None  # a transformers tokenizer, or None: then prompts are token ids
     weight_bytes: int = 0
     bytes_per_row: int = 0  # cache memory of one token
+    kv_rows: int | None = None  # cache rows that all its sequences share; None where memory is the only limit
     threads: int = 0  # that its forwards run on; 0 leaves the process as it is
 
     def __init__(self) -> None:
         self.stores: dict[str, Any] = {}  # what drafters keep between requests, by method name
         self.companions: dict[str, LM] = {}  # draft models loaded for this one, by path
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Weight bytes that one token reads."""
+        return self.weight_bytes
 
     @property
     def cost(self) -> Cost:
@@ -39,6 +48,15 @@ class LM(ABC):
     def thread_choices(self) -> tuple[int, ...]:
         """Thread counts that its forwards may run on, ascending."""
         return (self.threads,)
+
+    def companion_options(self, path: str) -> dict[str, Any]:
+        """How a draft model at `path` is best loaded beside this one."""
+        return {}
+
+    @property
+    def branches(self) -> int | None:
+        """Further branches (leaves beyond the first) that the trees of a forward may have now; None for any number."""
+        return None
 
     def facts(self) -> dict[str, Any]:
         """What the cost of a forward depends on, besides name, backend, precision and threads."""

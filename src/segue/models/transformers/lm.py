@@ -22,6 +22,7 @@ from segue.models.sequence import Sequence
 from segue.models.transformers.attention import Item, Plan, following
 from segue.models.transformers.kv import KVCache, Layout
 from segue.models.transformers.layers import skipping
+from segue.models.transformers.quantized import QUANTIZED
 from segue.models.transformers.stack import Stack
 
 
@@ -64,6 +65,15 @@ class TransformersLM(LM):
         self.threads = found.threads
         return found
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Everything, but of an input table that is not the head as well only a row."""
+        table, head = self.network.get_input_embeddings(), self.network.get_output_embeddings()
+        tied = bool(self.network.config.get_text_config().tie_word_embeddings)
+        # A tied head that was packed or quantized has weights of its own, and of the table only a row is read.
+        shared = head is None or (tied and not hasattr(head, "weight_bytes"))
+        return self.weight_bytes - (0 if shared else table.weight.numel() * table.weight.element_size())
+
     def thread_choices(self) -> tuple[int, ...]:
         most = torch.get_num_threads()
         return (0,) if self.device.type != "cpu" else (1,) if most == 1 else (1, most)
@@ -80,6 +90,12 @@ class TransformersLM(LM):
             "transformers": transformers.__version__,
             "parts": sorted({type(m).__name__ for m in self.network.modules()}),
         }
+
+    def companion_options(self, path: str) -> dict[str, Any]:
+        if path.endswith(".gguf"):
+            return {}
+        quantize = self.precision if self.precision in QUANTIZED else None
+        return {"dtype": self.dtype, "device": str(self.device), "quantize": quantize}
 
     def sequence(self) -> Sequence:
         return Sequence(self, KVCache(self.layout))
