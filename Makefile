@@ -1,14 +1,20 @@
 # make run: set up and generate with the embedded model. make test: set up and run every check.
+# make test-llamacpp: the laws on the second backend, which has to be built.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check clean
+.PHONY: run test test-llamacpp check clean
 
 run: .venv/.core
 	printf 'User: I want to book a table for two.\nAssistant:' | $(BIN)/segue generate --method token_recycling --max-tokens 64
 
 test: .venv/.test
 	$(MAKE) --no-print-directory check
+
+# The second backend, with the same laws. llama-cpp-python is built from its source package: five to ten minutes on two
+# cores the first time, after which pip keeps the wheel.
+test-llamacpp: .venv/.llamacpp
+	$(BIN)/pytest -n 2 tests/models/llamacpp tests/laws/test_llamacpp.py tests/bench tests/cli/test_convert.py
 
 check:
 	$(BIN)/ruff check src tests
@@ -27,6 +33,10 @@ check:
 
 .venv/.test: .venv/.core
 	$(BIN)/pip install --quiet -e ".[test]"
+	touch $@
+
+.venv/.llamacpp: .venv/.test
+	$(BIN)/pip install --quiet -e ".[llamacpp]"
 	touch $@
 
 clean:

@@ -124,5 +124,6 @@ def _load(path: Path, context: int, draft: Any = None) -> Any:
         n_threads_batch=threads,
         use_mmap=False,  # the file is gone after loading
         draft_model=draft,
+        logits_all=draft is not None,  # else its buffer holds one batch, and long texts overflow it
         verbose=False,
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Distribution = Callable[[int], Tensor]  # node -> (V,) probabilities after that node
@@ -42,8 +43,13 @@ class PackedLogits:
     def top(self) -> tuple[list[float], list[int]]:
         """Largest value and its index per row. The maximum propagates NaN, so it doubles as the health check."""
         if self._top is None:
-            values, ids = self.logits.max(-1)
-            self._top = values.tolist(), ids.tolist()
+            if self.logits.device.type == "cpu" and self.logits.dtype in (torch.float32, torch.float64):
+                rows = self.logits.numpy()  # numpy's arg-max is some ten times as fast as PyTorch's on a CPU
+                best = rows.argmax(-1)
+                self._top = rows[range(len(best)), best].tolist(), best.tolist()
+            else:
+                values, ids = self.logits.max(-1)
+                self._top = values.tolist(), ids.tolist()
         return self._top
 
 

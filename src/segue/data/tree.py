@@ -150,7 +150,10 @@ class DraftTree:
         kept: they are no proposal. Returns self when nothing has to go."""
         n = len(self.tokens)
         deepest = n if depth is None else depth
-        if n <= size and all(d <= deepest or s for d, s in zip(self.depths, self.scored_only, strict=True)):
+        fits = max(self.depths) <= deepest or all(
+            d <= deepest or s for d, s in zip(self.depths, self.scored_only, strict=True)
+        )
+        if n <= size and fits:
             return self
         survival = [1.0] * n
         if not any(self.sampled):
@@ -163,17 +166,31 @@ class DraftTree:
 
     def keep(self, keep: set[int]) -> DraftTree:
         """The subtree of these nodes, which must hold the root and the parent of each; their order stays."""
-        new = {old: i for i, old in enumerate(sorted(keep))}
-        tree = DraftTree.root(self.tokens[0])
-        tree.replacement = self.replacement
-        for old in sorted(keep - {0}):
-            tree.add(
-                new[self.parents[old]],
-                self.tokens[old],
-                sampled=self.sampled[old],
-                scored_only=self.scored_only[old],
-                score=self.score[old],
-                source=self.source[old],
-            )
-        tree.q = {new[old]: row for old, row in self.q.items() if old in new}
-        return tree
+        order = sorted(keep)
+        new = {old: i for i, old in enumerate(order)}
+        parents = [-1, *(new[self.parents[old]] for old in order[1:])]
+        return DraftTree(
+            [self.tokens[old] for old in order],
+            parents,
+            [self.depths[old] for old in order],
+            [self.sampled[old] for old in order],
+            [self.scored_only[old] for old in order],
+            [self.score[old] for old in order],
+            [self.source[old] for old in order],
+            {new[old]: row for old, row in self.q.items() if old in new},
+            self.replacement,
+            all(parent == i - 1 for i, parent in enumerate(parents)),
+        )
+
+    def narrow(self, leaves: int) -> DraftTree:
+        """At most so many leaves, for a backend that takes no more: branches of the highest survival stay. Scored-only
+        branches and a tree with sampled nodes, whose choice must not depend on what was drawn, lose the last first."""
+        tips = self.leaves()
+        if len(tips) <= leaves:
+            return self
+        survival = [1.0] * len(self.tokens)
+        if not any(self.sampled):
+            for node in range(1, len(self.tokens)):
+                survival[node] = survival[self.parents[node]] * self.score[node]
+        tips.sort(key=lambda node: (-survival[node], node))
+        return self.keep({node for tip in tips[:leaves] for node in self.path(tip)})

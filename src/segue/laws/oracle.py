@@ -55,9 +55,11 @@ class NetworkOracle:
     ordinary linear layers (load(..., pack_linears=False), or a network that was only wrapped).
     """
 
-    def __init__(self, lm: TransformersLM, network: Any = None) -> None:
+    def __init__(self, lm: LM, network: Any = None) -> None:
         self._lm = lm
-        self._network: Any = copy.deepcopy(lm.network) if network is None else network
+        if network is None and not isinstance(lm, TransformersLM):
+            raise ValueError(f"{lm.name} is no transformers network: give the one that it was made from")
+        self._network: Any = copy.deepcopy(lm.network) if network is None else network  # type: ignore[attr-defined]
         self._network.set_attn_implementation("eager")
         self._network.generation_config = GenerationConfig()
         self._known: dict[str, Answer] = {}

@@ -19,7 +19,7 @@ from segue.models.lm import LM
 from segue.models.method import Method
 
 # Largest difference between logits of a packed tree and of one token at a time.
-NUMERIC_ERROR = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.05}
+NUMERIC_ERROR = {"float64": 1e-9, "float32": 1e-4, "f32": 1e-4, "int8": 0.05, "float16": 0.05, "bfloat16": 0.25}
 SMALL_BATCH = 24  # rows of a forward in the batch run: prompts are read in chunks beside trees
 
 
@@ -59,7 +59,7 @@ def same_tokens(
 ) -> Compared:
     """Every prompt alone, then all of them in one batch, against the oracle. `error`: scores closer than that count as
     equal; by default what the model's precision can tell apart."""
-    allowed = error if error is not None else NUMERIC_ERROR[getattr(lm, "dtype", torch.float64)]
+    allowed = error if error is not None else NUMERIC_ERROR[lm.precision]
     report = Compared()
     alone = [decode(lm, method, [prompt], settings)[0] for prompt in prompts]
     rounds = [("alone", alone)]

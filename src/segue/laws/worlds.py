@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from segue.laws.oracle import NetworkOracle, Oracle, TableOracle
+from segue.models.cost import FLAT
 from segue.models.lm import LM
 from segue.models.toy import ToyLM
 from segue.models.transformers.lm import TransformersLM
@@ -48,6 +52,7 @@ def network(family: str, seed: int = 0) -> Any:
         "gemma2": lambda: Gemma2Config(
             **sizes, **block, sliding_window=8, query_pre_attn_scalar=8, tie_word_embeddings=False
         ),
+        "qwen2": lambda: Qwen2Config(**sizes, **{k: v for k, v in block.items() if k != "head_dim"}),
         "qwen3": lambda: Qwen3Config(**sizes, **block, use_sliding_window=True, sliding_window=8, max_window_layers=1),
     }
     if family not in configs:
@@ -62,7 +67,35 @@ def network_world(family: str, seed: int = 0) -> World:
     lm = wrap(network(family, seed), name=f"tiny-{family}-{seed}")
     generator = torch.Generator().manual_seed(seed)
     prompts = [torch.randint(VOCABULARY, (length,), generator=generator).tolist() for length in LENGTHS]
-    return World(lm, NetworkOracle(lm), prompts)
+    return World(_timeless(lm), NetworkOracle(lm), prompts)
+
+
+def gguf_world(family: str, seed: int = 0) -> World:
+    """The same network as a GGUF file run by llama.cpp, with transformers' generate on the original as the oracle.
+    Only for families that llama.cpp knows (without windows: llama and qwen2 of these)."""
+    net = network(family, seed)
+    prompts = network_world(family, seed).prompts
+    lm = _as_gguf(net, f"tiny-{family}-{seed}")
+    return World(lm, NetworkOracle(lm, net), prompts)
+
+
+def _as_gguf(net: Any, name: str) -> LM:
+    from segue.models.llamacpp.convert import convert
+    from segue.models.llamacpp.load import load
+
+    with tempfile.TemporaryDirectory(prefix="segue-world-") as folder:
+        lm = load(convert(net, None, Path(folder) / f"{name}.gguf", "f32"), kv_dtype="float32")
+    _originals[lm] = net
+    return _timeless(lm)
+
+
+def _timeless(lm: LM) -> LM:
+    """Its forwards count as costing the same whatever they score, so that no clock decides what a method does."""
+    vars(lm)["cost"] = FLAT
+    return lm
+
+
+_originals: WeakKeyDictionary[LM, Any] = WeakKeyDictionary()  # what a GGUF file was made from
 
 
 def toy_world(vocab_size: int = 3, eos: int | None = None, seed: int = 0) -> World:
@@ -79,9 +112,11 @@ def neighbour(lm: LM, seed: int = 1) -> LM:
         other.table = (lm.table + other.table) / 2
         other.name = f"{lm.name}-neighbour"
         return other
+    if lm in _originals:
+        return _as_gguf(_shake(copy.deepcopy(_originals[lm]), _SPREAD / 8, seed), f"{lm.name}-neighbour")
     if not isinstance(lm, TransformersLM):
         raise ValueError(f"{lm.name} has no neighbour: give the laws a draft model for it")
-    return wrap(_shake(copy.deepcopy(lm.network), _SPREAD / 8, seed), lm.tokenizer, name=f"{lm.name}-neighbour")
+    return _timeless(wrap(_shake(copy.deepcopy(lm.network), _SPREAD / 8, seed), name=f"{lm.name}-neighbour"))
 
 
 def _shake(model: Any, spread: float, seed: int, keep: float = 1.0) -> Any:

@@ -23,18 +23,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from segue.data import DraftTree, Want
+from segue.ops.accept import accept_greedy
 
 if TYPE_CHECKING:
     from segue.models.lm import LM
+    from segue.models.sequence import Sequence
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 SECONDS = 2.0  # budget of a measurement; one forward more may run over it
 REPEATS = 12  # rounds over ROWS at most
 CONTEXT = 256  # committed tokens while measuring
 SLOW = 0.1  # seconds of a forward from which on the context stays small: reading it would take the whole budget
+SHARE = 3  # of the rest of a drafted round
 TYPICAL = 8  # rows at which thread counts are compared
 CLEARLY = 0.95  # more threads must bring a forward below this share: fewer leave the machine to others
-FORMAT = 2
+FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Cost:
 
     rows: tuple[int, ...]  # ascending, from 1
     seconds: tuple[float, ...]
+    overhead: float = 0.0  # seconds that a drafted round takes besides, in our own code
     threads: int = 0  # that this was measured with, and that forwards run on; 0 where that does not apply
     path: Path | None = field(default=None, compare=False)  # where it is remembered
 
@@ -109,7 +113,20 @@ def measure(lm: LM, seconds: float = SECONDS) -> Cost:
     for more in choices[1:]:
         if best[at, more] < CLEARLY * best[at, threads]:
             threads = more
-    return Cost(rows, tuple(best[k, threads] for k in rows), threads)
+    return Cost(rows, tuple(best[k, threads] for k in rows), _overhead(token), threads)
+
+
+def _overhead(token: int) -> float:
+    """Seconds that our own code takes in a drafted round: what it does with its tree, and SHARE times that for
+    estimating its nodes and learning from it (profiled)."""
+    best = float("inf")
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        tree = DraftTree.from_paths(token, [[token] * 4, [token + 1] * 3])
+        tree.merge(DraftTree.chain([token] * TYPICAL))
+        accept_greedy(tree.truncate(TYPICAL).keep({0, 1, 2}), [token] * 3)
+        best = min(best, time.perf_counter() - begin)
+    return (1 + SHARE) * best
 
 
 def _rows(best: dict[tuple[int, int], float], choices: tuple[int, ...]) -> tuple[int, ...]:
@@ -141,11 +158,16 @@ def _tree(token: int, rows: int) -> DraftTree:
     return tree
 
 
-def _time(lm: LM, sequence: Any, tree: DraftTree) -> float:
+def _time(lm: LM, sequence: Sequence, tree: DraftTree) -> float:
+    """Seconds of a round without its drafting: score a tree, accept, commit."""
+    mark = sequence.mark()
     begin = time.perf_counter()
     (scores,) = lm.forward([(sequence, tree, Want())])
-    scores.argmax()  # a GPU is waited for here
-    return time.perf_counter() - begin
+    path, token = accept_greedy(tree, scores.argmax())  # a GPU is waited for here
+    sequence.commit(path, token)
+    spent = time.perf_counter() - begin
+    sequence.rollback(mark)
+    return spent
 
 
 def facts_of(lm: LM) -> dict[str, Any]:
@@ -168,7 +190,12 @@ def _read(path: Path) -> Cost | None:
     """A remembered curve; None where there is none or the file is damaged, which a measurement mends."""
     try:
         data = json.loads(path.read_text())
-        cost = Cost(tuple(map(int, data["rows"])), tuple(map(float, data["seconds"])), int(data["threads"]))
+        cost = Cost(
+            tuple(map(int, data["rows"])),
+            tuple(map(float, data["seconds"])),
+            float(data["overhead"]),
+            int(data["threads"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     whole = len(cost.rows) == len(cost.seconds) > 0 and list(cost.rows) == sorted(set(cost.rows)) and cost.rows[0] == 1
@@ -181,7 +208,16 @@ def _write(path: Path, cost: Cost, facts: dict[str, Any]) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging.write_text(
-            json.dumps({"rows": cost.rows, "seconds": cost.seconds, "threads": cost.threads, "of": facts}, indent=1)
+            json.dumps(
+                {
+                    "rows": cost.rows,
+                    "seconds": cost.seconds,
+                    "overhead": cost.overhead,
+                    "threads": cost.threads,
+                    "of": facts,
+                },
+                indent=1,
+            )
             + "\n"
         )
         staging.replace(path)

@@ -160,9 +160,11 @@ class Engine:
         job.decoder.close()
 
     def _crowded(self, job: Job) -> bool:
-        """Whether the rows that a job may need do not fit its model's cache beside the running ones."""
+        """Whether a job must wait for others on its model: for their rows of its cache, or for a place among them."""
         lm = job.run.lm
-        return lm.kv_rows is not None and job.rows + sum(j.rows for j in self._running if j.run.lm is lm) > lm.kv_rows
+        others = [j.rows for j in self._running if j.run.lm is lm]
+        full = lm.kv_rows is not None and job.rows + sum(others) > lm.kv_rows
+        return full or (lm.most_running is not None and len(others) >= lm.most_running)
 
     def _retire(self) -> None:
         for job in [j for j in self._running if j.finished]:

@@ -29,6 +29,8 @@ class LM(ABC):
     weight_bytes: int = 0
     bytes_per_row: int = 0  # cache memory of one token
     kv_rows: int | None = None  # cache rows that all its sequences share; None where memory is the only limit
+    most_leaves: int | None = None  # leaves that one tree may have; None for any number
+    most_running: int | None = None  # requests that may be open at a time
     threads: int = 0  # that its forwards run on; 0 leaves the process as it is
 
     def __init__(self) -> None:

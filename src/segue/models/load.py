@@ -9,7 +9,7 @@ from typing import Any
 from segue.models.lm import LM
 from segue.models.variant import LLAMA_CPP, PRECISIONS, TRANSFORMERS
 
-GGUF_OPTIONS = ("quantize", "kv_dtype", "kv_rows", "threads")
+GGUF_OPTIONS = ("quantize", "kv_dtype", "kv_rows", "sequences", "threads")
 
 
 def load(source: str | os.PathLike[str] | None = None, *, backend: str | None = None, **options: Any) -> LM:

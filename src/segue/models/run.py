@@ -75,6 +75,7 @@ class Run:
         self.stats = Stats(method=method, prompt_tokens=len(prompt))
         self.sharing = 1  # runs in the last forward, this one included
         self.started = time.perf_counter()
+        self._steps: dict[tuple[int, int], float] = {}  # rows and sharing -> seconds
 
     @property
     def output(self) -> list[int]:
@@ -87,7 +88,10 @@ class Run:
 
     def step_seconds(self, rows: int) -> float:
         """This run's share of a forward in which everyone who shares it brings that many rows."""
-        return self.lm.cost.step(rows * self.sharing) / self.sharing
+        key = rows, self.sharing
+        if key not in self._steps:
+            self._steps[key] = self.lm.cost.step(rows * self.sharing) / self.sharing
+        return self._steps[key]
 
     def prefill(self, want: Want | None = None) -> Decoder[Scores]:
         """Read the prompt. The last row of the result is what the first token is picked from."""

@@ -37,6 +37,7 @@ Names = tuple[str, ...]
 FREE, PLAIN = "free drafters", "plain"
 BURST = 8  # rounds that a costly drafter is given once chosen
 HOPE = 2.5  # tokens a round that are expected of a drafter before it was tried
+IDLEST = 16  # rounds without a proposal at most, where nothing that was proposed was worth verifying
 LONG = 1024  # prompt tokens of a long request
 CODE = frozenset("{}();=<>_[]#")
 CODE_SHARE = 0.06  # of the characters
@@ -78,10 +79,11 @@ class Auto(Speculative):
         key = f"{kind} {','.join(priors)}"
         bandit = memory.bandits.setdefault(key, Bandit(dict(sorted(priors.items(), key=lambda p: p[0] != FREE))))
         states = {name: d.start(run) for name, d in able.items()}
+        costs = Costs(step, overhead=lambda: run.lm.cost.overhead)
         return Choice(
             able,
             states,
-            ExpectedGain(Costs(step), Calibration(known)) if self.budget == "gain" else super().planner(run, None),
+            ExpectedGain(costs, Calibration(known)) if self.budget == "gain" else super().planner(run, None),
             {name: d.planner(run, states[name]) for name, d in costly.items()},
             bandit,
             Guard(),
@@ -92,7 +94,7 @@ class Auto(Speculative):
 
     def propose(self, run: Run, state: Choice, budget: Budget) -> Proposal:
         state.began = time.perf_counter()
-        state.price = 0.0
+        state.price, state.proposed = 0.0, False
         root = DraftTree.root(run.ids[-1])
         if state.guard.plain_round(state.gain):
             state.arm, state.burst = PLAIN, 0
@@ -101,6 +103,10 @@ class Auto(Speculative):
             state.arm = state.bandit.choose()
             state.burst = BURST if state.arm != FREE else 1
         state.burst -= 1
+        if state.arm == FREE and state.idle:
+            state.idle -= 1
+            return root
+        state.proposed = True
         if state.arm != FREE:
             drafter = state.drafters[state.arm]
             own = state.planners[state.arm].plan(budget.depth)
@@ -110,18 +116,26 @@ class Auto(Speculative):
             if drafter.free:
                 tree = drafter.propose(run, state.states[name], budget)
                 assert isinstance(tree, DraftTree)
-                root.merge(tree)
+                if len(root) == 1:
+                    root = tree
+                else:
+                    root.merge(tree)
         return root
 
     def observe(self, run: Run, state: Choice, outcome: Outcome) -> None:
         tree, tokens = outcome.tree, len(outcome.path)
         drafted = len(tree) > 1
+        if drafted:
+            state.pause = 0
+        elif state.proposed:  # proposing costs as well: where it leads to nothing it is done ever more rarely
+            state.pause = min(2 * state.pause + 1, IDLEST)
+            state.idle = state.pause
         _count(run, tree if drafted else None)
         for name, drafter in state.drafters.items():
             drafter.observe(run, state.states[name], outcome)
         if state.arm in state.planners:
             state.planners[state.arm].learn(tree, _tokens(outcome))
-        predicted = state.price + run.step_seconds(len(tree))
+        predicted = state.price + run.step_seconds(len(tree)) + (run.lm.cost.overhead if drafted else 0.0)
         if state.arm != PLAIN:
             state.bandit.learn(state.arm, tokens, predicted)
             state.gain += 0.1 * (tokens / predicted * run.step_seconds(1) - state.gain)
@@ -154,6 +168,9 @@ class Choice:
     burst: int = 0  # rounds that the arm still has
     began: float = 0.0
     price: float = 0.0  # predicted seconds of this round's drafting
+    proposed: bool = False  # whether this round's drafters were asked
+    idle: int = 0  # rounds in which they will not be
+    pause: int = 0  # how many of those were given last
     gain: float = 1.0  # smoothed predicted speed over plain
 
 

@@ -66,7 +66,8 @@ class Speculative:
 
     def planner(self, run: Run, state: Any) -> Planner:
         """The controller at work on this run."""
-        return controller(self.budget)(Costs(run.step_seconds, lambda tokens: self.price(run, tokens)))
+        costs = Costs(run.step_seconds, lambda tokens: self.price(run, tokens), lambda: run.lm.cost.overhead)
+        return controller(self.budget)(costs)
 
     def run(self, run: Run) -> Decoder[None]:
         state = self.start(run)
@@ -78,6 +79,8 @@ class Speculative:
             budget = planner.plan(run.remaining - 1)
             proposal = yield from self._propose(run, state, budget)
             tree = planner.trim(proposal.truncate(budget.nodes + 1, budget.depth))
+            if run.lm.most_leaves is not None:
+                tree = tree.narrow(run.lm.most_leaves)
             scores = yield Forward(run.sequence, tree, self.needs)
             path, token = self._accept(run, tree, scores)
             run.sequence.commit(path, token)

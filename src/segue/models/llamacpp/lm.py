@@ -15,12 +15,11 @@ from torch import Tensor
 from segue.data import CapabilityError, DraftTree, PackedLogits, Scores, Want
 from segue.models.cost import Cost, cost_of
 from segue.models.llamacpp.names import KINDS
-from segue.models.llamacpp.past import LlamaPast, Numbers
+from segue.models.llamacpp.past import LEAVES, LlamaPast, Numbers
 from segue.models.lm import LM, Ask
 from segue.models.sequence import Sequence
 
 BATCH = 2048  # tokens of one call
-LEAVES = 128  # sequence numbers of one token at most
 
 
 class LlamaCppLM(LM):
@@ -48,6 +47,7 @@ class LlamaCppLM(LM):
         self.weight_bytes = llama_cpp.llama_model_size(model)
         self.device = torch.device("cpu")
         self._numbers = Numbers(llama_cpp.llama_get_memory(context), llama_cpp.llama_n_seq_max(context))
+        self.most_leaves, self.most_running = LEAVES, max(self._numbers.count - LEAVES, 1)
         self._batch = Batch()
         self._threads: int = llama_cpp.llama_n_threads(context)
 
@@ -195,11 +195,6 @@ class Batch:
             self._owners[start:end, 0] = owners[0][0]
         else:
             for row, numbers in enumerate(owners, start=start):
-                if len(numbers) > LEAVES:
-                    raise CapabilityError(
-                        f"a tree of {len(numbers)} branches is wider than this backend takes ({LEAVES}): draft fewer "
-                        "nodes"
-                    )
                 self._counts[row] = len(numbers)
                 self._owners[row, : len(numbers)] = numbers
         self.size = end

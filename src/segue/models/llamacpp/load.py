@@ -20,27 +20,36 @@ from segue.models.source import place
 EXTRA = "pip install 'segue[llamacpp]'"
 ROWS = 1024  # cache rows beyond the context: drafts, and short requests beside a long one
 FEWEST_ROWS = 4096
+SEQUENCES, MOST_SEQUENCES, LEAVES = 64, 256, 32
 KV = {"float16": 1, "float32": 0}  # ggml's numbers
 FILE_TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 7: "q8_0", 8: "q5_0", 9: "q5_1", 32: "bf16"}
 NO_TOKEN = 11  # what llama.cpp answers where a byte-level file names none
 
 
 def load(
-    path: str | os.PathLike[str], *, kv_dtype: str = "float16", kv_rows: int | None = None, threads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    kv_dtype: str = "float16",
+    kv_rows: int | None = None,
+    sequences: int = SEQUENCES,
+    threads: int | None = None,
 ) -> LM:
     """Load a GGUF file. `kv_dtype`: float16, or float32 where rows must not depend on how they were batched. `kv_rows`:
-    cells of the cache that all requests share (at least 4096 and the context by default). Raises ValueError."""
+    cells of the cache that all requests share (at least 4096 and the context by default). `sequences`: requests,
+    samples and branches of their trees at a time; more make every step a little slower. Raises ValueError."""
     if find_spec("llama_cpp") is None:
         raise ValueError(f"{path} is run by llama.cpp, which needs the package llama-cpp-python: {EXTRA}")
     if kv_dtype not in KV:
         raise ValueError(f"kv_dtype={kv_dtype!r} is unknown: choose from {', '.join(KV)}")
     if kv_rows is not None and kv_rows < 1:
         raise ValueError(f"kv_rows={kv_rows} is not allowed: at least 1")
+    if not LEAVES < sequences <= MOST_SEQUENCES:
+        raise ValueError(f"sequences={sequences} is not allowed: above {LEAVES} and at most {MOST_SEQUENCES}")
     file = Path(path).expanduser()
     with file.open("rb") as start:
         if start.read(4) != b"GGUF":
             raise ValueError(f"{path} is no GGUF file: its first bytes are not GGUF")
-    return _open(file, kv_dtype, kv_rows, threads or torch.get_num_threads())
+    return _open(file, kv_dtype, kv_rows, sequences, threads or torch.get_num_threads())
 
 
 def open_checkpoint(source: str | os.PathLike[str] | None, *, quantize: str | None = None, **options: Any) -> LM:
@@ -62,7 +71,7 @@ def open_checkpoint(source: str | os.PathLike[str] | None, *, quantize: str | No
     return load(file, **options)
 
 
-def _open(file: Path, kv_dtype: str, kv_rows: int | None, threads: int) -> LM:
+def _open(file: Path, kv_dtype: str, kv_rows: int | None, sequences: int, threads: int) -> LM:
     import llama_cpp
 
     from segue.models.llamacpp.lm import BATCH, LlamaCppLM
@@ -77,9 +86,11 @@ def _open(file: Path, kv_dtype: str, kv_rows: int | None, threads: int) -> LM:
         rows = kv_rows or max(context_length + ROWS, FEWEST_ROWS)
         how = llama_cpp.llama_context_default_params()
         how.n_ctx, how.n_batch, how.n_ubatch = rows, BATCH, min(BATCH, 512)
-        how.n_seq_max = llama_cpp.llama_max_parallel_sequences()
+        how.n_seq_max = sequences
         how.n_threads = how.n_threads_batch = threads
         how.type_k = how.type_v = KV[kv_dtype]
+        if kv_dtype == "float32":  # the flash kernel computes in float16 all the same
+            how.flash_attn_type = 0  # disabled
         how.kv_unified, how.swa_full, how.no_perf = True, True, True
         context = llama_cpp.llama_init_from_model(model, how)
         if not context:

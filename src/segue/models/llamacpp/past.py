@@ -12,6 +12,8 @@ import llama_cpp
 
 from segue.data import CapabilityError, DraftTree
 
+LEAVES = 32  # of one tree, and so the sequence numbers of one token, at most
+
 
 class Numbers:
     """The sequence numbers of one context: few, so they are lent and given back."""
@@ -51,10 +53,16 @@ class LlamaPast:
 
     def __init__(self, numbers: Numbers) -> None:
         self._numbers = numbers
-        self.number = numbers.take()
+        self._number: int | None = None  # taken when the first rows come, so that waiting requests hold none
         self.length = 0
         self.leaves: list[tuple[int, int]] = []  # of the provisional tree: leaf node, its sequence number
         self._parents: list[int] = []
+
+    @property
+    def number(self) -> int:
+        if self._number is None:
+            self._number = self._numbers.take()
+        return self._number
 
     def lay(self, tree: DraftTree) -> list[list[int]]:
         """Make room for a tree on top of the past; gives the sequence numbers of every node. Rows of a tree that was
@@ -64,6 +72,8 @@ class LlamaPast:
             self.leaves = [(len(tree) - 1, self.number)]
             self._parents = tree.parents
             return [[self.number]] * len(tree)
+        if len(tree.leaves()) > LEAVES:
+            raise CapabilityError(f"llama.cpp takes trees of {LEAVES} leaves, and this one has {len(tree.leaves())}")
         owners: list[list[int]] = [[] for _ in range(len(tree))]
         for place, tip in enumerate(tree.leaves()):
             number = self.number if place == 0 else self._numbers.take()
@@ -109,17 +119,19 @@ class LlamaPast:
     def fork(self) -> LlamaPast:
         self.drop()
         other = LlamaPast(self._numbers)
-        self._numbers.copy(self.number, other.number, 0, self.length)
-        other.length = self.length
+        if self.length:
+            self._numbers.copy(self.number, other.number, 0, self.length)
+            other.length = self.length
         return other
 
     def release(self) -> None:
-        """Forget all rows. The number stays with this object, so that the sequence can start again."""
+        """Forget all rows and give the number back; the sequence can start again."""
         self.drop()
-        self._numbers.keep_until(self.number, 0)
+        if self._number is not None:
+            self._numbers.give_back(self._number)
+            self._number = None
         self.length = 0
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            self.drop()
-            self._numbers.give_back(self.number)
+        if hasattr(self, "leaves"):
+            self.release()

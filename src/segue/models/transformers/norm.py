@@ -27,6 +27,7 @@ class WeighedAfter(nn.Module):
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
         self.weight, self.eps = weight, eps
+        self.weight_bytes = weight.numel() * weight.element_size()
         self._twice = self._wide(weight).repeat(2)
 
     def _wide(self, weight: Tensor) -> Tensor:

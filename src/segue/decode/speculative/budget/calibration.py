@@ -78,4 +78,4 @@ class Calibration:
 
 
 def key_of(tree: DraftTree, node: int) -> Key:
-    return tree.source[node], round(tree.score[node], 2), min(tree.depths[node], DEEPEST)
+    return tree.source[node], tree.score[node], min(tree.depths[node], DEEPEST)

@@ -2,7 +2,7 @@
 
 1. Every node's survival is the product of the learned acceptance estimates (calibration.py) down to it.
 2. The best k nodes by survival are a subtree, since a child never survives its parent.
-3. k = argmax of (1 + sum of their survivals) / (draft + verify(k + 1)); k = 0 is plain decoding.
+3. k = argmax of (1 + sum of their survivals) / (draft + overhead + verify(k + 1)); k = 0 is plain decoding.
 4. Drafts that are made one token after the other are planned beforehand by the same rule over depth.
 
 The rule of DySpec (arXiv:2410.11744) and of vLLM's adaptive verification, with a cost curve that is measured.
@@ -16,7 +16,7 @@ from segue.data import DraftTree
 from segue.decode.speculative.budget.base import MOST, Budget, Costs
 from segue.decode.speculative.budget.calibration import DEEPEST, Calibration
 
-SPARE = 8  # nodes proposed beyond what was worth verifying lately, so that a better text is noticed
+SPARE = 4  # nodes proposed beyond what was worth verifying lately, so that a better text is noticed
 
 
 class ExpectedGain:
@@ -41,7 +41,7 @@ class ExpectedGain:
         for depth in range(1, most + 1):
             survival *= self.calibration.estimate((self._chain_source, 1.0, min(depth, DEEPEST)))
             expected += survival
-            rate = expected / (self._costs.draft(depth) + self._costs.verify(depth + 1))
+            rate = expected / (self._costs.draft(depth) + self._costs.overhead() + self._costs.verify(depth + 1))
             if rate > best_rate:
                 best, best_rate = depth, rate
         return best
@@ -57,7 +57,7 @@ class ExpectedGain:
         self.rate = 1.0 / verify(fixed)
         for count, node in enumerate(order, start=1):
             expected += survival[node]
-            rate = expected / verify(fixed + count)
+            rate = expected / (verify(fixed + count) + self._costs.overhead())
             if rate > self.rate:
                 best, self.rate = count, rate
         self._reach = max(self._reach - 1, best + SPARE)
