@@ -12,6 +12,7 @@ import torch
 
 from segue.models.cost import Cost, processor
 from segue.models.lm import LM
+from segue.models.rows import rows_alone
 
 BUFFER = 256 * 2**20  # bytes: far more than a last-level cache share
 REPEATS = 8
@@ -69,8 +70,20 @@ def diagnose(lm: LM, found: Machine, cost: Cost) -> dict[str, Any]:
             "file": str(cost.path) if cost.path else None,
         },
         "break_even": round(cost.step(8) / cost.step(1) - 1, 3),  # accepted tokens a round that pay for 7 guesses
+        "rows_alone": _alone(lm),
         "advice": _advice(lm, found, size),
     }
+
+
+def _alone(lm: LM) -> int:
+    """The most rows, of those tried, that give bit for bit what each gives alone; 1 where two do not."""
+    found = rows_alone(lm)
+    most = 1
+    for count in sorted(found):
+        if not found[count]:
+            break
+        most = count
+    return most
 
 
 def _advice(lm: LM, found: Machine, size: int) -> list[str]:

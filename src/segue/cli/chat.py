@@ -35,6 +35,7 @@ def chat(
     device: flags.Device = None,
     backend: flags.Backend = None,
     quantize: flags.Quantize = None,
+    invariant: flags.Invariant = False,
     json: flags.Json = False,
     *,
     settings: dict[str, Any],
@@ -50,7 +51,8 @@ def chat(
     from segue.models.load import load
 
     make_settings(**settings)
-    lm = load(model, **flags.placed(profile, dtype=dtype, device=device, backend=backend, quantize=quantize))
+    options = flags.placed(profile, dtype=dtype, device=device, backend=backend, quantize=quantize, invariant=invariant)
+    lm = load(model, **options)
     flags.check_profile(profile, lm)
     signals = Signals(signal.SIGINT)
     talk = Talk(Model(lm, engine=lambda: StoppableEngine(signals)), Form(lm), chosen, settings, signals, json)

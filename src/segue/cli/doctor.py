@@ -63,18 +63,27 @@ def words(found: dict[str, Any]) -> list[str]:
         f"so          verifying 7 guesses pays from {found['break_even']:.2f} accepted tokens a round",
         f"remembered  {cost['file'] or 'nowhere: the cache folder cannot be written'} (--refresh measures again)",
     ]
+    if found["rows_alone"] > 1:
+        lines.append(f"bits        up to {found['rows_alone']} rows together give the very bits that each gives alone")
+    else:
+        lines.append(
+            "bits        a row's last bits depend on the rows beside it; --invariant of generate makes them not"
+        )
     return lines + [f"advice      {text}" for text in found["advice"]] + _forms(found["variants"])
 
 
 def _forms(forms: list[dict[str, Any]]) -> list[str]:
     if not forms:
         return []
-    lines = ["", f"{'form':<18}{'MB/token':>9}{'limit/s':>10}{'plain/s':>9}{'share':>8}{'t(8)/t(1)':>11}{'threads':>9}"]
+    lines = [
+        "",
+        f"{'form':<18}{'MB/token':>9}{'limit/s':>10}{'plain/s':>9}{'share':>8}{'t(8)/t(1)':>11}{'threads':>9}{'alone':>7}",
+    ]
     for form in forms:
         lines.append(
             f"{form['variant']:<18}{form['bytes_per_token'] / 1e6:>9.1f}{form['limit_tokens_per_second']:>10,.0f}"
             f"{form['plain_tokens_per_second']:>9,.0f}{form['share_of_limit']:>8.1%}{form['break_even'] + 1:>11.2f}"
-            f"{form['cost']['threads']:>9}"
+            f"{form['cost']['threads']:>9}{form['rows_alone']:>7}"
         )
     for form in forms:
         if form["quality"]:

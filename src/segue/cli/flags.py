@@ -28,6 +28,9 @@ Quantize = Annotated[
     str | None,
     typer.Option(help="Fewer bits a weight, lossy: int8, int4; with llama.cpp f32, f16, q8_0, q4_0."),
 ]
+Invariant = Annotated[
+    bool, typer.Option("--invariant", help="Drafts change no bit of a row, in any precision; somewhat slower.")
+]
 Profile = Annotated[Path | None, typer.Option("--profile", help="Method and fields that segue tune found.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -77,9 +80,9 @@ def variants(text: str | None) -> list[Any]:
     return worth_trying() if text.strip() == "all" else [parse(part) for part in text.split(",")]
 
 
-def placed(path: Path | None, **options: str | None) -> dict[str, Any]:
+def placed(path: Path | None, **options: str | bool | None) -> dict[str, Any]:
     """How the model is loaded: by what was given, else as a profile found it best."""
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
     if path is None or {"dtype", "backend", "quantize"} & set(given):
         return given
     from segue.profile import read_profile

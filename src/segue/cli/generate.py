@@ -29,6 +29,7 @@ def generate(
     device: flags.Device = None,
     backend: flags.Backend = None,
     quantize: flags.Quantize = None,
+    invariant: flags.Invariant = False,
     json: flags.Json = False,
     *,
     settings: dict[str, Any],
@@ -44,7 +45,8 @@ def generate(
     from segue.api import make_settings
 
     make_settings(**settings)  # wrong settings are told before a model is loaded
-    lm = segue.model(model, **flags.placed(profile, dtype=dtype, device=device, backend=backend, quantize=quantize))
+    options = flags.placed(profile, dtype=dtype, device=device, backend=backend, quantize=quantize, invariant=invariant)
+    lm = segue.model(model, **options)
     flags.check_profile(profile, lm.lm)
     if json:
         answers = lm.generate(text, chosen, n=n, **settings)

@@ -35,6 +35,7 @@ def run(
     device: flags.Device = None,
     backend: flags.Backend = None,
     quantize: flags.Quantize = None,
+    invariant: flags.Invariant = False,
     max_running: Annotated[int, typer.Option(help="Requests decoded at a time.")] = 64,
     token_budget: Annotated[int | None, typer.Option(help="Rows of one forward; by device if left out.")] = None,
     kv_budget: Annotated[
@@ -74,7 +75,9 @@ def run(
         with Answers(out, found.keys) as answers:
             if retry_errors:
                 answers.drop_failed()
-            options = flags.placed(profile, dtype=dtype, device=device, backend=backend, quantize=quantize)
+            options = flags.placed(
+                profile, dtype=dtype, device=device, backend=backend, quantize=quantize, invariant=invariant
+            )
             place = {"source": model, **options}
             summary, stopped = _work(file, answers, planner, len(found.keys), budgets, place)
     if json:
@@ -104,7 +107,7 @@ def _work(
     planner: Planner,
     total: int,
     budgets: dict[str, int | None],
-    place: dict[str, str | None],
+    place: dict[str, Any],
 ) -> tuple[dict[str, Any], int]:
     """Answer what is left; gives the summary, and the signal that ended it early or 0."""
     from segue.cli.interrupt import Signals, StoppableEngine, Stopped

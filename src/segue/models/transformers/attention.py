@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from segue.data import CapabilityError, DraftTree
+from segue.models.transformers.invariant import own_rows, within
 from segue.models.transformers.kv import KVCache, Shared
 
 NAME = "segue"
@@ -77,6 +78,7 @@ class Plan:
     """What the attention function needs to know about a pack."""
 
     items: list[Item]
+    alone: bool = False  # every row attends by itself (invariant.py)
     seen: dict[int, tuple[Tensor, Tensor, Form]] | None = None  # while probing: layer -> (key, value, form)
     pieces: list[tuple[Shared, list[int]]] = field(init=False)  # shared pieces with the numbers of their readers
     turns: tuple[Any, Tensor, Tensor] | None = None  # what `rotation` gave, and for which positions
@@ -158,13 +160,16 @@ def attend(plan: Plan, layer: int, query: Tensor, key: Tensor, value: Tensor, fo
     if plan.seen is not None:
         plan.seen[layer] = key, value, form
     plain = form.softcap is None and form.sinks is None
-    merged = _attend_shared(plan, layer, query, form) if plan.pieces else {}
+    merged = _attend_shared(plan, layer, query, form) if plan.pieces and not plan.alone else {}
     outputs = []
     whole = len(plan.items) == 1
     for number, item in enumerate(plan.items):
         rows = slice(item.start, item.stop)
         q = query if whole else query[:, :, rows]
         keys, values = item.cache.append(layer, *((key, value) if whole else (key[:, :, rows], value[:, :, rows])))
+        if plan.alone:
+            outputs.append(_attend_alone(item, layer, q, keys, values, form))
+            continue
         mask = item.mask(item.cache.base, form.window, q)
         if item.attention is not None and item.attention[0] == layer:
             item.weights = _weights(item, layer, q, form)
@@ -183,6 +188,22 @@ def attend(plan: Plan, layer: int, query: Tensor, key: Tensor, value: Tensor, fo
         outputs.append(out)
     joined = outputs[0] if whole else torch.cat(outputs, dim=2)
     return joined.transpose(1, 2)
+
+
+def _attend_alone(item: Item, layer: int, q: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
+    """The same with every row by itself: one query over the rows of its own text."""
+    if item.attention is not None and item.attention[0] == layer:
+        item.weights = _weights(item, layer, q, form)
+    rows = []
+    for node, (own_keys, own_values) in enumerate(own_rows(item, layer, keys, values)):
+        one, k, v = q[:, :, node : node + 1], within(own_keys, form), within(own_values, form)
+        if form.softcap is None and form.sinks is None:
+            gqa = q.shape[1] != k.shape[1]
+            rows.append(scaled_dot_product_attention(one, k, v, scale=form.scale, enable_gqa=gqa))
+        else:
+            part = _scored_part(one, k, v, None, form)
+            rows.append(_merge([part], form.sinks).to(q.dtype))
+    return torch.cat(rows, 2)
 
 
 def _attend_shared(
@@ -218,6 +239,11 @@ def _part(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: Fo
     if q.device.type == "cpu" and form.softcap is None and mask is None and keys.shape[-1] == values.shape[-1]:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, keys, values, scale=form.scale)
         return out, lse.float()
+    return _scored_part(q, keys, values, mask, form)
+
+
+def _scored_part(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: Form) -> tuple[Tensor, Tensor]:
+    """The same step by step, in float32."""
     scores = _scores(q, keys, mask, form)
     lse = scores.logsumexp(-1)
     p = torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0.0)[..., None])

@@ -39,11 +39,13 @@ class TransformersLM(LM):
         context_length: int,
         quantize: str | None = None,
         stack: Stack | None = None,
+        alone: bool = False,
     ) -> None:
         super().__init__()
         config = network.config.get_text_config()
         self.network = network
         self._stack = stack
+        self._alone = alone
         self.layout = layout
         self.name = name
         self.tokenizer = tokenizer
@@ -87,6 +89,7 @@ class TransformersLM(LM):
             "device": torch.cuda.get_device_name(self.device) if on_gpu else str(self.device),
             "dtype": str(self.dtype),
             "shape": shape,
+            "invariant": self._alone,
             "transformers": transformers.__version__,
             "parts": sorted({type(m).__name__ for m in self.network.modules()}),
         }
@@ -140,7 +143,7 @@ class TransformersLM(LM):
         rows = None if everything else torch.tensor(keep, dtype=torch.long, device=self.device)
         tokens = torch.tensor([ids], device=self.device)
         places = torch.tensor([positions], device=self.device)
-        with following(Plan(items)), on_threads(self.threads):
+        with following(Plan(items, self._alone)), on_threads(self.threads):
             if self._stack is not None:
                 return self._stack(tokens, places, rows, layers, states)
             with skipping(self.network, layers) if layers is not None else nullcontext():

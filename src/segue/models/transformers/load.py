@@ -14,6 +14,8 @@ from transformers.utils import logging as transformers_logging
 
 from segue.data import CapabilityError
 from segue.models.source import place
+from segue.models.transformers.invariant import check as check_rows
+from segue.models.transformers.invariant import invariant as in_buckets
 from segue.models.transformers.lean import make_lean
 from segue.models.transformers.linear import Make, maker
 from segue.models.transformers.lm import TransformersLM
@@ -39,6 +41,7 @@ def load(
     check: bool = True,
     lean: bool = True,
     quantize: str | None = None,
+    invariant: bool = False,
     **options: Any,
 ) -> TransformersLM:
     """Load a causal language model.
@@ -47,8 +50,10 @@ def load(
     `dtype` defaults to the checkpoint's own, or float32 where the device has no fast bfloat16 (float16 on a CPU counts
     as slow). `device_map` and `tp_plan` go to transformers as they are, and so do `options` (revision, token, ...).
     `check=False` skips the comparison with the model's own attention; `lean=False` leaves the network's modules as they
-    are (the exchanged ones are faster and cannot be trained). `quantize` is "int8" or "int4": lossy, on a CPU. Raises
-    ValueError (CapabilityError where the model is whole but cannot be driven).
+    are (the exchanged ones are faster and cannot be trained). `quantize` is "int8" or "int4": lossy, on a CPU.
+    `invariant` makes every row's logits independent of the rows scored with it, bit for bit, at some cost: greedy
+    output is then that of plain decoding in any precision. Raises ValueError (CapabilityError where the model is whole
+    but cannot be driven, or not in that way).
     """
     name, path = place(source)
     if device is not None and (device_map is not None or tp_plan is not None):
@@ -58,6 +63,8 @@ def load(
     whole = device_map is None and tp_plan is None
     if quantize is not None and not (whole and lean and where.type == "cpu"):
         raise ValueError(f"quantize={quantize!r} runs on one CPU, with device='cpu' and lean=True")
+    if invariant and not (whole and lean):
+        raise ValueError("invariant=True needs the whole model on one device and lean=True")
     config = _guard(name, lambda: AutoConfig.from_pretrained(path, **options))
     chosen = _dtype(dtype, config, where) if quantize is None or dtype is not None else QUANTIZED[quantize].dtype
     how = {"dtype": chosen, "device_map": device_map, "tp_plan": tp_plan}
@@ -65,7 +72,8 @@ def load(
     if whole:
         network = network.to(where)
     # Parts that lie on several devices carry hooks of their own, which an exchange would lose.
-    return wrap(network, tokenizer, name=name, check=check, make=make if lean and whole else None, quantize=quantize)
+    used = make if lean and whole else None
+    return wrap(network, tokenizer, name=name, check=check, make=used, quantize=quantize, invariant=invariant)
 
 
 def wrap(
@@ -76,6 +84,7 @@ def wrap(
     check: bool = True,
     make: Make | None = None,
     quantize: str | None = None,
+    invariant: bool = False,
 ) -> TransformersLM:
     """Drive a transformers model that is already in memory. It is switched to Segue's attention; with `make`
     (linear.py) its parts are exchanged for lean ones. `quantize` only names what `make` does to the weights."""
@@ -83,10 +92,10 @@ def wrap(
     _check_tokenizer(network, tokenizer)
     stack = None
     if make is not None:
-        make_lean(network, make)
+        make_lean(network, in_buckets(make) if invariant else make)
         stack = find_stack(network)
     label = name or type(network).__name__
-    return TransformersLM(
+    lm = TransformersLM(
         network,
         layout,
         name=label,
@@ -94,7 +103,11 @@ def wrap(
         context_length=context,
         quantize=quantize,
         stack=stack,
+        alone=invariant,
     )
+    if invariant:
+        check_rows(lm)
+    return lm
 
 
 def bare(source: str | os.PathLike[str] | None = None) -> tuple[str, Any, Any]:
