@@ -54,6 +54,7 @@ def chat(
     options = flags.placed(profile, dtype=dtype, device=device, backend=backend, quantize=quantize, invariant=invariant)
     lm = load(model, **options)
     flags.check_profile(profile, lm)
+    flags.tell_quality(lm, model)
     signals = Signals(signal.SIGINT)
     talk = Talk(Model(lm, engine=lambda: StoppableEngine(signals)), Form(lm), chosen, settings, signals, json)
     interactive = sys.stdin.isatty()

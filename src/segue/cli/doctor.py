@@ -38,7 +38,9 @@ def doctor(
     for form in forms:
         other = segue.model(model, **form.options()).lm
         facts = diagnose(other, box, cost_of(other, refresh=refresh))
-        found["variants"].append({"variant": str(form), **facts, "quality": quality(other, lm) if form.lossy else None})
+        found["variants"].append(
+            {"variant": str(form), **facts, "quality": quality(other, lambda: lm) if form.lossy else None}
+        )
     if json:
         print(report.as_json(found))
         return

@@ -90,6 +90,20 @@ def placed(path: Path | None, **options: str | bool | None) -> dict[str, Any]:
     return read_profile(path).options() | given
 
 
+def tell_quality(lm: Any, source: str | None) -> None:
+    """Say what a quantized model lost, measured once against the model as it is."""
+    from segue.models.variant import LOSSY
+
+    if lm.precision not in LOSSY or lm.tokenizer is None:
+        return
+    if source is not None and source.endswith(".gguf"):
+        return  # there is nothing to compare it with
+    import segue
+    from segue.bench.quality import quality
+
+    print(f"note: {lm.precision}: {quality(lm, lambda: segue.model(source).lm)['words']}", file=sys.stderr)
+
+
 def check_profile(path: Path | None, lm: Any) -> None:
     """Tell the user where a profile was made for something else than what runs."""
     if path is None:

@@ -48,6 +48,7 @@ def generate(
     options = flags.placed(profile, dtype=dtype, device=device, backend=backend, quantize=quantize, invariant=invariant)
     lm = segue.model(model, **options)
     flags.check_profile(profile, lm.lm)
+    flags.tell_quality(lm.lm, model)
     if json:
         answers = lm.generate(text, chosen, n=n, **settings)
         data = [answer.as_dict() for answer in answers]

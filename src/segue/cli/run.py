@@ -119,6 +119,7 @@ def _work(
     seconds = 0.0
     if before < total:
         lm = load(**place)
+        flags.tell_quality(lm, place["source"])
         with Signals(signal.SIGINT, signal.SIGTERM) as signals:
             job = Job(lm, planner, answers, total, StoppableEngine(signals, **budgets))
             began = time.perf_counter()

@@ -12,6 +12,7 @@ PRECISIONS = {
     LLAMA_CPP: ("f32", "f16", "q8_0", "q4_0"),
 }
 QUANTIZED = ("int8", "int4")
+LOSSY = (*QUANTIZED, "q8_0", "q4_0")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Variant:
     @property
     def lossy(self) -> bool:
         """Whether its weights are rounded to fewer than 16 bits."""
-        return self.precision in (*QUANTIZED, "q8_0", "q4_0")
+        return self.precision in LOSSY
 
 
 def parse(text: str) -> Variant:
