@@ -174,6 +174,10 @@ class Engine:
 
     def _choose(self) -> list[tuple[Job, int]]:
         """The jobs of the next forward with the rows each brings: one model, one set of layers, within the budget."""
+        if len(self._running) == 1:
+            (job,) = self._running
+            if isinstance(job.request, Forward):
+                return [(job, len(job.request.tree))]
         pending = [(job, job.request) for job in self._running if isinstance(job.request, Forward | Prefill)]
         first = min((r.sequence for _, r in pending), key=lambda s: (not s.drafts, s.lm.weight_bytes))
         lm = first.lm

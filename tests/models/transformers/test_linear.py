@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from segue.models.transformers import linear, quantized
+from segue.models.transformers import linear
 from segue.models.transformers.linear import DenseProduct, PackedProduct, dense_or_packed, maker, swap_linears
-from segue.models.transformers.quantized import GROUP, QUANTIZED, Int8Product, quantize_int4, quantize_int8
+from segue.models.transformers.quantized import (
+    GROUP,
+    Int4Product,
+    Int8Product,
+    Int8WeightProduct,
+    quantize_int4,
+    quantize_int8,
+)
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -50,23 +59,29 @@ def test_every_plain_layer_is_swapped_and_nothing_else() -> None:
     assert type(net[2]) is Own
 
 
-@pytest.mark.parametrize("kind", list(QUANTIZED))
+@pytest.mark.parametrize("product", [Int8WeightProduct, Int8Product, Int4Product])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
-def test_quantized_products_are_close_and_rows_are_alone(kind: str, bias: bool) -> None:
-    weight, x = matrix(96, 4 * GROUP), matrix(9, 4 * GROUP, 1)
+def test_quantized_products_are_close_and_rows_are_alone(product: Any, dtype: torch.dtype, bias: bool) -> None:
+    weight, x = matrix(96, 4 * GROUP).to(dtype), matrix(9, 4 * GROUP, 1)
     x[4] *= 1000  # one scale for all rows would drown the others
     x[5] = 0
-    extra = matrix(1, 96, 2)[0] if bias else None
-    dtype = QUANTIZED[kind].dtype
-    product = maker(kind)(weight.to(dtype), None if extra is None else extra.to(dtype))
-    rows = product(x[None].to(dtype))[0]
+    extra = matrix(1, 96, 2)[0].to(dtype) if bias else None
+    made = product(weight, extra)
+    rows = made(x[None].to(dtype))[0]
     assert rows.dtype == dtype
-    expected = nn.functional.linear(x, weight, extra)
+    expected = nn.functional.linear(x, weight.float(), None if extra is None else extra.float())
     error = (rows.float() - expected).norm(dim=1) / expected.norm(dim=1).clamp_min(1e-9)
-    assert float(error[torch.arange(9) != 5].max()) < {"int8": 0.015, "int4": 0.12}[kind]
+    assert float(error[torch.arange(9) != 5].max()) < (0.12 if product is Int4Product else 0.015)
     torch.testing.assert_close(rows[5].float(), expected[5], rtol=1e-2, atol=1e-2)
     for row in range(9):  # bit for bit, whatever stands beside
-        assert torch.equal(product(x[None, row : row + 1].to(dtype))[0, 0], rows[row])
+        assert torch.equal(made(x[None, row : row + 1].to(dtype))[0, 0], rows[row])
+
+
+def test_the_size_decides_which_int8_product() -> None:
+    make = maker("int8")
+    assert isinstance(make(matrix(64, 64), None), Int8WeightProduct)
+    assert isinstance(make(matrix(1024, 1024), None), Int8Product)
 
 
 def test_values_are_the_nearest_of_their_grid() -> None:
@@ -84,9 +99,8 @@ def test_values_are_the_nearest_of_their_grid() -> None:
 
 
 def test_small_outputs_and_odd_shapes_keep_their_precision() -> None:
-    assert not isinstance(maker("int8")(matrix(4, 64), None), Int8Product)
-    assert isinstance(maker("int8")(matrix(64, 64), None), Int8Product)
-    assert not isinstance(maker("int4")(matrix(64, 50).bfloat16(), None), quantized.Int4Product)
+    assert isinstance(maker("int8")(matrix(4, 64), None), DenseProduct)
+    assert not isinstance(maker("int4")(matrix(64, 50).bfloat16(), None), Int4Product)
 
 
 def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

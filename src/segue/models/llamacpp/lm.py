@@ -111,7 +111,7 @@ class LlamaCppLM(LM):
         out = torch.empty(rows, self.vocab_size)
         at = 0
         for start in range(0, batch.size, BATCH):
-            part, kept = batch.part(start, min(start + BATCH, batch.size))
+            part, kept = batch.part(start, min(start + BATCH, batch.size), rows)
             answer = llama_cpp.llama_decode(self._context, part)
             if answer == 1:
                 raise MemoryError(f"the cache of {self.name} ({self.kv_rows} rows) is full: load it with more kv_rows")
@@ -174,6 +174,7 @@ class Batch:
         self._owners: Any = np.zeros((tokens, LEAVES), np.int32)
         start, step = self._owners.ctypes.data, self._owners.strides[0]
         self._pointers = (start + step * np.arange(tokens, dtype=np.uint64)).astype(np.uint64)
+        self._whole = self._struct(0, 0)
 
     def clear(self) -> None:
         self.size = 0
@@ -207,8 +208,14 @@ class Batch:
         ):
             ours[: len(theirs)] = theirs
 
-    def part(self, start: int, end: int) -> tuple[Any, int]:
-        """The llama_batch of tokens [start, end), and how many logits rows it gives."""
+    def part(self, start: int, end: int, rows: int) -> tuple[Any, int]:
+        """The llama_batch of tokens [start, end), and how many of the `rows` of logits it gives."""
+        if start:
+            return self._struct(start, end), int(self._kept[start:end].sum())
+        self._whole.n_tokens = end
+        return self._whole, rows if end == self.size else int(self._kept[:end].sum())
+
+    def _struct(self, start: int, end: int) -> Any:
         found = llama_cpp.llama_batch()
         found.n_tokens = end - start
         found.token = _at(self._tokens, start, llama_cpp.llama_token)
@@ -216,7 +223,7 @@ class Batch:
         found.n_seq_id = _at(self._counts, start, ctypes.c_int32)
         found.seq_id = _at(self._pointers, start, ctypes.POINTER(llama_cpp.llama_seq_id))
         found.logits = _at(self._kept, start, ctypes.c_int8)
-        return found, int(self._kept[start:end].sum())
+        return found
 
 
 def _at(array: Any, start: int, kind: Any) -> Any:

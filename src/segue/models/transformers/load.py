@@ -20,7 +20,6 @@ from segue.models.transformers.lean import make_lean
 from segue.models.transformers.linear import Make, maker
 from segue.models.transformers.lm import TransformersLM
 from segue.models.transformers.probe import probe
-from segue.models.transformers.quantized import QUANTIZED
 from segue.models.transformers.stack import find_stack
 
 DTYPES = {
@@ -66,7 +65,9 @@ def load(
     if invariant and not (whole and lean):
         raise ValueError("invariant=True needs the whole model on one device and lean=True")
     config = _guard(name, lambda: AutoConfig.from_pretrained(path, **options))
-    chosen = _dtype(dtype, config, where) if quantize is None or dtype is not None else QUANTIZED[quantize].dtype
+    if quantize is not None and dtype is None:  # of the activations
+        dtype = torch.bfloat16 if fast_bfloat16(where) else torch.float32
+    chosen = _dtype(dtype, config, where)
     how = {"dtype": chosen, "device_map": device_map, "tp_plan": tp_plan}
     network, tokenizer = _read(name, path, how, options)
     if whole:

@@ -16,6 +16,7 @@ from segue.data import DraftTree
 from segue.decode.speculative.budget.base import MOST, Budget, Costs
 from segue.decode.speculative.budget.calibration import DEEPEST, Calibration
 
+CLEARLY = 1.1  # times plain that a draft must promise: a smaller gain is within the error of the prediction
 SPARE = 4  # nodes proposed beyond what was worth verifying lately, so that a better text is noticed
 
 
@@ -54,12 +55,14 @@ class ExpectedGain:
         fixed = 1 + sum(tree.scored_only)
         order = sorted((n for n in range(1, len(tree)) if not tree.scored_only[n]), key=lambda n: (-survival[n], n))
         best, expected = 0, 1.0
-        self.rate = 1.0 / verify(fixed)
+        plain = self.rate = 1.0 / verify(fixed)
         for count, node in enumerate(order, start=1):
             expected += survival[node]
             rate = expected / (verify(fixed + count) + self._costs.overhead())
             if rate > self.rate:
                 best, self.rate = count, rate
+        if self.rate < CLEARLY * plain:
+            best, self.rate = 0, plain
         self._reach = max(self._reach - 1, best + SPARE)
         if best == len(order):
             return tree
