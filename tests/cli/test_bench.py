@@ -50,6 +50,16 @@ def test_a_table_a_json_and_a_report_that_needs_no_network(prompts: Path, tmp_pa
     assert "times transformers greedy" in html
 
 
+def test_a_method_runs_on_another_form_of_the_model(call: Call, prompts: Path) -> None:
+    methods = "plain,plain@int4,prompt_lookup@int4:draft_tokens=3"
+    told = call("bench", "--suite", prompts, "--methods", methods, "--max-tokens", 8, "--rounds", 1, "--json")
+    records = {r["name"]: r for r in json.loads(told.out)["records"]}
+    four, lookup = records["plain@int4"], records["prompt_lookup@int4:draft_tokens=3"]
+    assert four["ratio_to_plain"] == [1.0, 1.0, 1.0]  # of its own form
+    assert lookup["ratio_to_plain"] != lookup["ratio"]
+    assert four["tokens_per_forward"] == 1.0
+
+
 def test_a_killed_measurement_goes_on(prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     journal = out / "own.journal.jsonl"
@@ -72,6 +82,7 @@ def test_a_killed_measurement_goes_on(prompts: Path, tmp_path: Path) -> None:
         (["--methods", "plian"], "did you mean plain"),
         (["--methods", "lookahead:window"], "is not FIELD=VALUE"),
         (["--methods", "lookahead:windw=3"], "did you mean window"),
+        (["--methods", "plain@int9"], "variant 'int9' is unknown"),
         (["--peers", "vllm"], "--peers vllm"),
         (["--rounds", "0"], "--rounds 0 is not allowed"),
         (["--max-tokens", "0"], "max_tokens=0 is not allowed"),

@@ -66,7 +66,7 @@ def diagnose(lm: LM, found: Machine, cost: Cost) -> dict[str, Any]:
         "cost": {
             "rows": list(cost.rows),
             "seconds": list(cost.seconds),
-            "threads": cost.threads,
+            "threads": list(cost.threads),
             "file": str(cost.path) if cost.path else None,
         },
         "break_even": round(cost.step(8) / cost.step(1) - 1, 3),  # accepted tokens a round that pay for 7 guesses

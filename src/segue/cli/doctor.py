@@ -58,9 +58,9 @@ def words(found: dict[str, Any]) -> list[str]:
         f"model       {name}, {found['bytes_per_token'] / 1e6:.1f} MB of weights a token",
         f"limit       {found['limit_tokens_per_second']:,.0f} tokens/s by memory bandwidth",
         f"plain       {found['plain_tokens_per_second']:,.0f} tokens/s, {found['share_of_limit']:.1%} of the limit",
-        f"threads     {cost['threads'] or 'as they are'}, the fewest that are about as fast as all",
         "rows        " + "  ".join(f"{k:>5}" for k in cost["rows"]),
         "ms          " + "  ".join(f"{1000 * s:5.2f}" for s in cost["seconds"]),
+        "threads     " + ("  ".join(f"{t:>5}" for t in cost["threads"]) or "as they are"),
         "t(k)/t(1)   " + "  ".join(f"{s / first:5.2f}" for s in cost["seconds"]),
         f"so          verifying 7 guesses pays from {found['break_even']:.2f} accepted tokens a round",
         f"remembered  {cost['file'] or 'nowhere: the cache folder cannot be written'} (--refresh measures again)",
@@ -85,7 +85,7 @@ def _forms(forms: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"{form['variant']:<18}{form['bytes_per_token'] / 1e6:>9.1f}{form['limit_tokens_per_second']:>10,.0f}"
             f"{form['plain_tokens_per_second']:>9,.0f}{form['share_of_limit']:>8.1%}{form['break_even'] + 1:>11.2f}"
-            f"{form['cost']['threads']:>9}{form['rows_alone']:>7}"
+            f"{'-'.join(map(str, sorted(set(form['cost']['threads'])))):>9}{form['rows_alone']:>7}"
         )
     for form in forms:
         if form["quality"]:

@@ -6,7 +6,7 @@ minimum over alternated repeats, since noise only ever adds; and it is kept in a
 precision and thread count, so that decisions taken from it are the same in the next process.
 
 A small model's step is many short operations, and waking a second thread for each costs more than it saves: the curve
-is measured with every thread count that is worth it, and the model keeps the one that wins.
+is measured with every thread count that is worth it, and for each number of rows the best is kept.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ REPEATS = 12  # rounds over ROWS at most
 CONTEXT = 256  # committed tokens while measuring
 SLOW = 0.1  # seconds of a forward from which on the context stays small: reading it would take the whole budget
 SHARE = 3  # of the rest of a drafted round
-TYPICAL = 8  # rows at which thread counts are compared
+TYPICAL = 8  # tokens of a draft
 CLEARLY = 0.95  # more threads must bring a forward below this share: fewer leave the machine to others
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Cost:
     rows: tuple[int, ...]  # ascending, from 1
     seconds: tuple[float, ...]
     overhead: float = 0.0  # seconds that a drafted round takes besides, in our own code
-    threads: int = 0  # that this was measured with, and that forwards run on; 0 where that does not apply
+    threads: tuple[int, ...] = ()  # that forwards of so many rows run on; empty where that does not apply
     path: Path | None = field(default=None, compare=False)  # where it is remembered
 
     def step(self, rows: int) -> float:
@@ -60,6 +60,12 @@ class Cost:
         if rows > self.rows[after]:  # the last line goes on, but never downwards: that would be noise
             return self.seconds[after] + max(slope, 0.0) * (rows - self.rows[after])
         return self.seconds[before] + slope * (rows - self.rows[before])
+
+    def threads_for(self, rows: int) -> int:
+        """Threads of a forward with that many rows; 0 leaves the process as it is."""
+        if not self.threads:
+            return 0
+        return next((t for r, t in zip(self.rows, self.threads, strict=True) if r >= rows), self.threads[-1])
 
 
 FLAT = Cost((1,), (1.0,))  # a model whose forwards cost the same whatever they score
@@ -108,12 +114,15 @@ def measure(lm: LM, seconds: float = SECONDS) -> Cost:
         lm.threads = before
         sequence.release()
     rows = _rows(best, choices)
-    threads = choices[0]
-    at = max(k for k in rows if k <= TYPICAL)
-    for more in choices[1:]:
-        if best[at, more] < CLEARLY * best[at, threads]:
-            threads = more
-    return Cost(rows, tuple(best[k, threads] for k in rows), _overhead(token), threads)
+    threads = []
+    for k in rows:
+        fewest = choices[0]
+        for more in choices[1:]:
+            if best[k, more] < CLEARLY * best[k, fewest]:
+                fewest = more
+        threads.append(fewest)
+    seconds_of = tuple(best[k, t] for k, t in zip(rows, threads, strict=True))
+    return Cost(rows, seconds_of, _overhead(token), tuple(threads) if any(choices) else ())
 
 
 def _overhead(token: int) -> float:
@@ -194,11 +203,16 @@ def _read(path: Path) -> Cost | None:
             tuple(map(int, data["rows"])),
             tuple(map(float, data["seconds"])),
             float(data["overhead"]),
-            int(data["threads"]),
+            tuple(map(int, data["threads"])),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    whole = len(cost.rows) == len(cost.seconds) > 0 and list(cost.rows) == sorted(set(cost.rows)) and cost.rows[0] == 1
+    whole = (
+        len(cost.rows) == len(cost.seconds) > 0
+        and len(cost.threads) in (0, len(cost.rows))
+        and list(cost.rows) == sorted(set(cost.rows))
+        and cost.rows[0] == 1
+    )
     return cost if whole and all(0 < s < float("inf") for s in cost.seconds) else None
 
 

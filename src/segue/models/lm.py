@@ -31,7 +31,7 @@ class LM(ABC):
     kv_rows: int | None = None  # cache rows that all its sequences share; None where memory is the only limit
     most_leaves: int | None = None  # leaves that one tree may have; None for any number
     most_running: int | None = None  # requests that may be open at a time
-    threads: int = 0  # that its forwards run on; 0 leaves the process as it is
+    threads: int = 0  # that all its forwards run on; 0 leaves that to what was measured, or to the process
 
     def __init__(self) -> None:
         self.stores: dict[str, Any] = {}  # what drafters keep between requests, by method name
@@ -46,6 +46,11 @@ class LM(ABC):
     def cost(self) -> Cost:
         """What a forward costs by the number of its rows."""
         return FLAT
+
+    def threads_for(self, rows: int) -> int:
+        """Threads of a forward with that many rows: as measured, once it was; 0 leaves the process as it is."""
+        known: Cost | None = vars(self).get("cost")
+        return self.threads or (known.threads_for(rows) if known is not None else 0)
 
     def thread_choices(self) -> tuple[int, ...]:
         """Thread counts that its forwards may run on, ascending."""

@@ -30,14 +30,14 @@ def mini() -> Any:
 
 @pytest.mark.parametrize("name", ["prompt_lookup", "token_recycling", "lookahead", "draft_model", "auto"])
 def test_greedy_output_is_plain_decodings_in_bfloat16(mini: Any, name: str) -> None:
-    prompts = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()][::4]
-    plain = mini.generate(prompts, method="plain", max_tokens=40)
-    other = mini.generate(prompts, method=name, max_tokens=40)
+    prompts = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()][::10]
+    plain = mini.generate(prompts, method="plain", max_tokens=24)
+    other = mini.generate(prompts, method=name, max_tokens=24)
     assert [a.tokens for a in other] == [a.tokens for a in plain]
     if name != "auto":  # which drafts only where that pays
-        assert sum(a.stats.accepted for a in other) > 40
-    alone = [mini.generate(prompt, method=name, max_tokens=40) for prompt in prompts[:4]]
-    assert [a.tokens for a in alone] == [a.tokens for a in plain[:4]]
+        assert sum(a.stats.accepted for a in other) > 12
+    alone = [mini.generate(prompt, method=name, max_tokens=24) for prompt in prompts[:2]]
+    assert [a.tokens for a in alone] == [a.tokens for a in plain[:2]]
 
 
 def test_without_it_bits_differ() -> None:

@@ -49,28 +49,16 @@ class LlamaCppLM(LM):
         self._numbers = Numbers(llama_cpp.llama_get_memory(context), llama_cpp.llama_n_seq_max(context))
         self.most_leaves, self.most_running = LEAVES, max(self._numbers.count - LEAVES, 1)
         self._batch = Batch()
-        self._threads: int = llama_cpp.llama_n_threads(context)
+        self._on: int = llama_cpp.llama_n_threads(context)  # threads that it computes on now
+        self._most = self._on
 
     @cached_property
     def cost(self) -> Cost:
         """Measured on this machine when first asked for (under three seconds), and remembered."""
-        found = cost_of(self)
-        self.threads = found.threads
-        return found
-
-    @property
-    def threads(self) -> int:
-        return self._threads
-
-    @threads.setter
-    def threads(self, count: int) -> None:
-        if count and count != self._threads:
-            llama_cpp.llama_set_n_threads(self._context, count, count)
-            self._threads = count
+        return cost_of(self)
 
     def thread_choices(self) -> tuple[int, ...]:
-        most = torch.get_num_threads()
-        return (1,) if most == 1 else (1, most)
+        return (1,) if self._most == 1 else (1, self._most)
 
     def facts(self) -> dict[str, Any]:
         return {"llama.cpp": llama_cpp.__version__, "kv_rows": self.kv_rows, "bytes_per_row": self.bytes_per_row}
@@ -101,10 +89,16 @@ class LlamaCppLM(LM):
             nodes = want.rows(len(tree))
             batch.add(tree, past.length, past.lay(tree), nodes)
             spans.append(nodes)
+        self._compute_on(self.threads_for(batch.size) or self._most)
         logits = self._decode(batch, sum(map(len, spans)))
         for sequence, tree, _ in asks:
             sequence.scored = tree
         return self._split(logits, spans, wants)
+
+    def _compute_on(self, threads: int) -> None:
+        if threads != self._on:
+            llama_cpp.llama_set_n_threads(self._context, threads, threads)
+            self._on = threads
 
     def _decode(self, batch: Batch, rows: int) -> Tensor:
         """Logits (rows, V) of the nodes asked for, in order; a copy, since the next call overwrites them."""

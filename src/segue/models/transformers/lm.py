@@ -63,9 +63,7 @@ class TransformersLM(LM):
     @cached_property
     def cost(self) -> Cost:
         """Measured on this machine when first asked for (under three seconds), and remembered."""
-        found = cost_of(self)
-        self.threads = found.threads
-        return found
+        return cost_of(self)
 
     @property
     def bytes_per_token(self) -> int:
@@ -143,7 +141,7 @@ class TransformersLM(LM):
         rows = None if everything else torch.tensor(keep, dtype=torch.long, device=self.device)
         tokens = torch.tensor([ids], device=self.device)
         places = torch.tensor([positions], device=self.device)
-        with following(Plan(items, self._alone)), on_threads(self.threads):
+        with following(Plan(items, self._alone)), on_threads(self.threads_for(len(ids))):
             if self._stack is not None:
                 return self._stack(tokens, places, rows, layers, states)
             with skipping(self.network, layers) if layers is not None else nullcontext():

@@ -29,6 +29,7 @@ Make = Callable[[Tensor, Tensor | None], Product]
 LEVELS = 127  # of a symmetric int8
 TINY = 1e-12  # scale of a row of zeros
 LARGE = 2**19  # weights from which on int8 activations pay (measured, Zen 4, one and eight rows)
+MANY = 64  # rows from which on they are no draft
 GROUP = 32  # weights that share an int4 scale
 NARROWEST = 32  # outputs: a router's few weigh little and decide much
 ZERO_POINT = 8  # int4 values 0 .. 15 mean -8 .. 7
@@ -47,7 +48,11 @@ class Int8WeightProduct:
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-        out: Tensor = self._product(rows, self._values, self._scale).view(*x.shape[:-1], self.out_features).to(x.dtype)
+        if len(rows) < MANY:
+            flat = self._product(rows, self._values, self._scale)
+        else:  # a prompt: the kernel takes row by row, and a whole matrix is sooner made wide again
+            flat = torch.nn.functional.linear(rows, self._values.to(torch.bfloat16)) * self._scale
+        out: Tensor = flat.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return out if self._bias is None else out + self._bias
 
 
