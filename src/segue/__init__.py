@@ -21,9 +21,11 @@ __all__ = ["method", "methods", "model"]
 
 
 def model(source: Any = None, **options: Any) -> Model:
-    """Load a model: a folder, a hub id, an embedded one ("mini", "mini-draft"), or none for "mini".
+    """Load a model: a folder, a hub id, a GGUF file, an embedded one ("mini", "mini-draft"), or none for "mini".
 
-    `options`: dtype, device, device_map, tp_plan, check, and what transformers' from_pretrained takes.
+    `options`: backend ("transformers", "llama.cpp"), dtype, device, quantize ("int8", ...), invariant, device_map,
+    tp_plan, check, lean, and what transformers' from_pretrained takes; for llama.cpp quantize, kv_dtype, kv_rows,
+    sequences, threads.
     """
     from segue.api import Model
     from segue.models.load import load

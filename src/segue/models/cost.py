@@ -37,7 +37,7 @@ SLOW = 0.1  # seconds of a forward from which on the context stays small: readin
 SHARE = 3  # of the rest of a drafted round
 TYPICAL = 8  # tokens of a draft
 CLEARLY = 0.95  # more threads must bring a forward below this share: fewer leave the machine to others
-FORMAT = 6
+FORMAT = 7
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,10 @@ def measure(lm: LM, seconds: float = SECONDS) -> Cost:
             if best[k, more] < CLEARLY * best[k, fewest]:
                 fewest = more
         threads.append(fewest)
-    seconds_of = tuple(best[k, t] for k, t in zip(rows, threads, strict=True))
-    return Cost(rows, seconds_of, _overhead(token), tuple(threads) if any(choices) else ())
+    curve = [best[k, t] for k, t in zip(rows, threads, strict=True)]
+    for i in reversed(range(len(curve) - 1)):  # fewer rows never cost more: that is noise, which would speak for drafts
+        curve[i] = min(curve[i], curve[i + 1])
+    return Cost(rows, tuple(curve), _overhead(token), tuple(threads) if any(choices) else ())
 
 
 def _overhead(token: int) -> float:

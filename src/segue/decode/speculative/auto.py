@@ -87,6 +87,9 @@ class Auto(Speculative):
             {name: d.planner(run, states[name]) for name, d in costly.items()},
             bandit,
             Guard(),
+            memory,
+            kind,
+            idle=memory.pauses.get(kind, 0),
         )
 
     def planner(self, run: Run, state: Choice) -> Planner:
@@ -96,6 +99,10 @@ class Auto(Speculative):
         state.began = time.perf_counter()
         state.price, state.proposed = 0.0, False
         root = DraftTree.root(run.ids[-1])
+        if state.idle and not state.burst:
+            state.idle -= 1
+            state.arm = PLAIN
+            return root
         if state.guard.plain_round(state.gain):
             state.arm, state.burst = PLAIN, 0
             return root
@@ -103,9 +110,6 @@ class Auto(Speculative):
             state.arm = state.bandit.choose()
             state.burst = BURST if state.arm != FREE else 1
         state.burst -= 1
-        if state.arm == FREE and state.idle:
-            state.idle -= 1
-            return root
         state.proposed = True
         if state.arm != FREE:
             drafter = state.drafters[state.arm]
@@ -122,27 +126,36 @@ class Auto(Speculative):
                     root.merge(tree)
         return root
 
+    def wanted(self, state: Choice) -> Want:
+        # A round in which nobody is asked is plain decoding, down to what its forward computes.
+        return self.needs if state.proposed else Want()
+
     def observe(self, run: Run, state: Choice, outcome: Outcome) -> None:
         tree, tokens = outcome.tree, len(outcome.path)
         drafted = len(tree) > 1
         if drafted:
-            state.pause = 0
+            state.memory.pauses[state.kind] = 0
         elif state.proposed:  # proposing costs as well: where it leads to nothing it is done ever more rarely
-            state.pause = min(2 * state.pause + 1, IDLEST)
-            state.idle = state.pause
+            state.idle = min(2 * state.memory.pauses.get(state.kind, 0) + 1, IDLEST)
+            state.memory.pauses[state.kind] = state.idle
         _count(run, tree if drafted else None)
+        if state.proposed:
+            self._learn(run, state, outcome, drafted)
+        if run.sharing == 1:  # the clock of a shared forward says nothing about one of its runs
+            state.guard.saw(plain=not drafted, tokens=tokens, seconds=time.perf_counter() - state.began)
+        if run.finish_reason is not None:
+            run.stats.note = explain(run.stats.methods, state.guard)
+
+    def _learn(self, run: Run, state: Choice, outcome: Outcome, drafted: bool) -> None:
+        """What a round in which drafters were asked says about them and about the arm that it was."""
+        tree, tokens = outcome.tree, len(outcome.path)
         for name, drafter in state.drafters.items():
             drafter.observe(run, state.states[name], outcome)
         if state.arm in state.planners:
             state.planners[state.arm].learn(tree, _tokens(outcome))
         predicted = state.price + run.step_seconds(len(tree)) + (run.lm.cost.overhead if drafted else 0.0)
-        if state.arm != PLAIN:
-            state.bandit.learn(state.arm, tokens, predicted)
-            state.gain += 0.1 * (tokens / predicted * run.step_seconds(1) - state.gain)
-        if run.sharing == 1:  # the clock of a shared forward says nothing about one of its runs
-            state.guard.saw(plain=not drafted, tokens=tokens, seconds=time.perf_counter() - state.began)
-        if run.finish_reason is not None:
-            run.stats.note = explain(run.stats.methods, state.guard)
+        state.bandit.learn(state.arm, tokens, predicted)
+        state.gain += 0.1 * (tokens / predicted * run.step_seconds(1) - state.gain)
 
 
 @dataclass(slots=True)
@@ -152,6 +165,7 @@ class Memory:
     overall: Calibration = field(default_factory=Calibration)
     kinds: dict[str, Calibration] = field(default_factory=dict)
     bandits: dict[str, Bandit] = field(default_factory=dict)
+    pauses: dict[str, int] = field(default_factory=dict)  # rounds without a proposal that were given last
 
 
 @dataclass(slots=True)
@@ -164,13 +178,14 @@ class Choice:
     planners: dict[str, Planner]  # of the costly drafters
     bandit: Bandit
     guard: Guard
+    memory: Memory
+    kind: str
     arm: str = PLAIN
     burst: int = 0  # rounds that the arm still has
     began: float = 0.0
     price: float = 0.0  # predicted seconds of this round's drafting
     proposed: bool = False  # whether this round's drafters were asked
     idle: int = 0  # rounds in which they will not be
-    pause: int = 0  # how many of those were given last
     gain: float = 1.0  # smoothed predicted speed over plain
 
 

@@ -57,6 +57,10 @@ class Speculative:
         """A tree whose root is run.ids[-1], or a generator that asks for forwards first and returns the tree."""
         raise NotImplementedError
 
+    def wanted(self, state: Any) -> Want:
+        """What this round's forward must compute besides the logits."""
+        return self.needs
+
     def observe(self, run: Run, state: Any, outcome: Outcome) -> None:
         """Learn from a round, whoever proposed its tree. Called after its tokens were emitted and committed."""
 
@@ -78,10 +82,14 @@ class Speculative:
             # The round emits one token more than it accepts, so a draft as long as the rest is one too long.
             budget = planner.plan(run.remaining - 1)
             proposal = yield from self._propose(run, state, budget)
+            if len(proposal) == 1:
+                going, token = yield from self._plain_round(run, state, proposal)
+                planner.learn(proposal, [token])
+                continue
             tree = planner.trim(proposal.truncate(budget.nodes + 1, budget.depth))
             if run.lm.most_leaves is not None:
                 tree = tree.narrow(run.lm.most_leaves)
-            scores = yield Forward(run.sequence, tree, self.needs)
+            scores = yield Forward(run.sequence, tree, self.wanted(state))
             path, token = self._accept(run, tree, scores)
             run.sequence.commit(path, token)
             run.stats.drafted += len(tree) - 1 - sum(tree.scored_only)
@@ -94,6 +102,16 @@ class Speculative:
             run.stats.book_round(max(d for d, s in zip(tree.depths, tree.scored_only, strict=True) if not s), kept)
             planner.learn(proposal, tokens)
             self.observe(run, state, Outcome(tree, scores, path, token))
+
+    def _plain_round(self, run: Run, state: Any, root: DraftTree) -> Generator[Request, Scores, tuple[bool, int]]:
+        """A round without a proposal costs what plain decoding costs. Whether the run goes on, and the token."""
+        scores = yield Forward(run.sequence, root, self.wanted(state))
+        token = run.pick(scores, 0)
+        run.sequence.commit([0], token)
+        going = run.emit([token], scores, [0])
+        run.stats.rounds += 1
+        self.observe(run, state, Outcome(root, scores, [0], token))
+        return going, token
 
     def _propose(self, run: Run, state: Any, budget: Budget) -> Generator[Request, Scores, DraftTree]:
         """The proposal, its own code timed; the engine books the forwards that it asks for."""
