@@ -79,6 +79,7 @@ class Auto(Speculative):
         key = f"{kind} {','.join(priors)}"
         bandit = memory.bandits.setdefault(key, Bandit(dict(sorted(priors.items(), key=lambda p: p[0] != FREE))))
         states = {name: d.start(run) for name, d in able.items()}
+        guard = memory.guards.setdefault(kind, Guard())
         costs = Costs(step, overhead=lambda: run.lm.cost.overhead)
         return Choice(
             able,
@@ -86,7 +87,8 @@ class Auto(Speculative):
             ExpectedGain(costs, Calibration(known)) if self.budget == "gain" else super().planner(run, None),
             {name: d.planner(run, states[name]) for name, d in costly.items()},
             bandit,
-            Guard(),
+            guard,
+            guard.pauses,
             memory,
             kind,
             idle=memory.pauses.get(kind, 0),
@@ -144,7 +146,7 @@ class Auto(Speculative):
         if run.sharing == 1:  # the clock of a shared forward says nothing about one of its runs
             state.guard.saw(plain=not drafted, tokens=tokens, seconds=time.perf_counter() - state.began)
         if run.finish_reason is not None:
-            run.stats.note = explain(run.stats.methods, state.guard)
+            run.stats.note = explain(run.stats.methods, state.guard, state.guard.pauses - state.pauses)
 
     def _learn(self, run: Run, state: Choice, outcome: Outcome, drafted: bool) -> None:
         """What a round in which drafters were asked says about them and about the arm that it was."""
@@ -165,6 +167,7 @@ class Memory:
     overall: Calibration = field(default_factory=Calibration)
     kinds: dict[str, Calibration] = field(default_factory=dict)
     bandits: dict[str, Bandit] = field(default_factory=dict)
+    guards: dict[str, Guard] = field(default_factory=dict)
     pauses: dict[str, int] = field(default_factory=dict)  # rounds without a proposal that were given last
 
 
@@ -178,6 +181,7 @@ class Choice:
     planners: dict[str, Planner]  # of the costly drafters
     bandit: Bandit
     guard: Guard
+    pauses: int  # of the guard, before this request
     memory: Memory
     kind: str
     arm: str = PLAIN
@@ -198,12 +202,12 @@ def kind_of(run: Run) -> str:
     return f"{form}, {length}, {'greedy' if run.target.argmax else 'sampled'}"
 
 
-def explain(methods: dict[str, int], guard: Guard) -> str:
-    """The choices of a request in words: shares of its rounds, and what the guard did."""
+def explain(methods: dict[str, int], guard: Guard, pauses: int) -> str:
+    """The choices of a request in words: shares of its rounds, and what the guard did meanwhile."""
     rounds = sum(methods.values())
     ranked = sorted(methods.items(), key=lambda m: -m[1])
     text = ", ".join(f"{name} {count / rounds:.0%}" for name, count in ranked) + " of the rounds"
-    if guard.pauses:
+    if pauses or guard.resting:
         text += f"; drafting fell below {FLOOR} of plain decoding (last {guard.ratio:.2f}) and rested"
     return text
 

@@ -11,7 +11,7 @@ import statistics
 from collections import deque
 
 FLOOR = 0.97
-WINDOW = 16  # drafted rounds
+WINDOW = 8  # drafted rounds
 STRIKES = 3
 REST = 64  # plain rounds of the first pause
 LONGEST_REST = 1024
@@ -20,7 +20,7 @@ OFTEN, RARELY = 16, 64  # rounds between two baselines
 
 
 class Guard:
-    """One request's watch."""
+    """The watch over the requests of one kind on one model."""
 
     def __init__(self) -> None:
         self._plain: deque[float] = deque(maxlen=9)  # seconds of a plain round
