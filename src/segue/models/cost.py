@@ -34,10 +34,10 @@ SECONDS = 2.0  # budget of a measurement; one forward more may run over it
 REPEATS = 12  # rounds over ROWS at most
 CONTEXT = 256  # committed tokens while measuring
 SLOW = 0.1  # seconds of a forward from which on the context stays small: reading it would take the whole budget
-SHARE = 3  # of the rest of a drafted round
+SHARE = 7  # of the rest of a drafted round, in the time of its tree
 TYPICAL = 8  # tokens of a draft
 CLEARLY = 0.95  # more threads must bring a forward below this share: fewer leave the machine to others
-FORMAT = 7
+FORMAT = 8
 
 
 @dataclass(frozen=True)
