@@ -104,12 +104,12 @@ def check_peers(text: str) -> dict[str, Place | None]:
     wrong = next((name for name in names if name not in PEERS), None)
     if wrong is not None:
         raise ValueError(f"--peers {wrong!r} is unknown: choose from {', '.join(PEERS)}")
-    missing = [m for m in ("llama_cpp", "gguf") if "llama.cpp" in names and importlib.util.find_spec(m) is None]
-    if missing:
-        raise ValueError(f"the peer llama.cpp needs {' and '.join(missing)}: pip install 'segue[llamacpp]'")
     inside = next((name for name, more in names.items() if any(more) and name not in ENGINES), None)
     if inside is not None:
         raise ValueError(f"--peers {inside} runs in our own Python, in all its kinds: say no more than its name")
+    missing = [m for m in ("llama_cpp", "gguf") if "llama.cpp" in names and importlib.util.find_spec(m) is None]
+    if missing:
+        raise ValueError(f"the peer llama.cpp needs {' and '.join(missing)}: pip install 'segue[llamacpp]'")
     return {name: check(name, *more) if name in ENGINES else None for name, more in names.items()}
 
 
