@@ -193,3 +193,21 @@ def test_a_completion_as_json() -> None:
     assert (data["text"], data["tokens"], data["finish_reason"]) == ("ab", [1, 2], "stop")
     assert data["logprobs"] == [{"token": 1, "logprob": -0.5, "top": [(1, -0.5)]}]
     assert "logprobs" not in Completion("", [], "length", Stats()).as_dict()
+
+
+def test_narrow_keeps_the_likeliest_branches_and_all_that_is_scored_only() -> None:
+    tree = DraftTree.root(0)
+    for token in (1, 2):
+        tree.add(0, token, scored_only=True)
+    for token, score in ((3, 0.2), (4, 0.9), (5, 0.5)):
+        tree.add(tree.add(0, token, score=score), 10 + token, score=0.5)
+    assert tree.narrow(5) is tree
+    cut = tree.narrow(4)
+    assert cut.tokens == [0, 1, 2, 4, 14, 5, 15]
+    assert cut.scored_only == [False, True, True, False, False, False, False]
+    assert len(cut.leaves()) == 4
+    assert tree.narrow(1).tokens == [0, 1, 2]  # the window is never cut: its drafter knows it by number
+    drawn = DraftTree.root(0)
+    for token, score in ((1, 0.1), (2, 0.9)):
+        drawn.add(0, token, sampled=True, score=score)
+    assert drawn.narrow(1).tokens == [0, 1]  # by order, whatever was drawn

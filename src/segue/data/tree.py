@@ -155,10 +155,7 @@ class DraftTree:
         )
         if n <= size and fits:
             return self
-        survival = [1.0] * n
-        if not any(self.sampled):
-            for node in range(1, n):
-                survival[node] = survival[self.parents[node]] * self.score[node]
+        survival = self._survivals()
         proposals = [i for i in range(1, n) if not self.scored_only[i] and self.depths[i] <= deepest]
         proposals.sort(key=lambda i: (-survival[i], i))
         # A child's survival never exceeds its parent's and ties keep index order, so parents come first.
@@ -183,14 +180,22 @@ class DraftTree:
         )
 
     def narrow(self, leaves: int) -> DraftTree:
-        """At most so many leaves, for a backend that takes no more: branches of the highest survival stay. Scored-only
-        branches and a tree with sampled nodes, whose choice must not depend on what was drawn, lose the last first."""
+        """At most so many leaves, for a backend that takes no more: proposals of the highest survival stay, under the
+        rules of `truncate`. Scored-only branches are kept, whose drafter knows them by their numbers."""
         tips = self.leaves()
         if len(tips) <= leaves:
             return self
+        survival = self._survivals()
+        tips.sort(key=lambda node: (not self.scored_only[node], -survival[node], node))
+        fixed = sum(self.scored_only[tip] for tip in tips)
+        kept = {node for tip in tips[: max(leaves, fixed)] for node in self.path(tip)}
+        return self.keep({0} | kept)
+
+    def _survivals(self) -> list[float]:
+        """For every node the product of the scores down to it; 1 for all of a tree with sampled nodes, since choosing
+        among drawn tokens by what was drawn would bias the samples."""
         survival = [1.0] * len(self.tokens)
         if not any(self.sampled):
             for node in range(1, len(self.tokens)):
                 survival[node] = survival[self.parents[node]] * self.score[node]
-        tips.sort(key=lambda node: (-survival[node], node))
-        return self.keep({node for tip in tips[:leaves] for node in self.path(tip)})
+        return survival

@@ -223,19 +223,8 @@ def _write(path: Path, cost: Cost, facts: dict[str, Any]) -> bool:
     staging = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(
-            json.dumps(
-                {
-                    "rows": cost.rows,
-                    "seconds": cost.seconds,
-                    "overhead": cost.overhead,
-                    "threads": cost.threads,
-                    "of": facts,
-                },
-                indent=1,
-            )
-            + "\n"
-        )
+        record = {name: getattr(cost, name) for name in ("rows", "seconds", "overhead", "threads")} | {"of": facts}
+        staging.write_text(json.dumps(record, indent=1) + "\n")
         staging.replace(path)
     except OSError:
         return False

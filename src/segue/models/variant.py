@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from segue.models.llamacpp.names import KINDS
+
 TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"
 PRECISIONS = {
     TRANSFORMERS: ("float32", "bfloat16", "float16", "int8", "int4"),
-    LLAMA_CPP: ("f32", "f16", "q8_0", "q4_0"),
+    LLAMA_CPP: KINDS,
 }
 QUANTIZED = ("int8", "int4")
 LOSSY = (*QUANTIZED, "q8_0", "q4_0")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from segue.data import CapabilityError, DraftTree, PackedLogits, Scores, Want
 from segue.models.cost import Cost, cost_of
-from segue.models.llamacpp.names import KINDS
-from segue.models.llamacpp.past import LEAVES, LlamaPast, Numbers
+from segue.models.llamacpp.names import KINDS, LEAVES
+from segue.models.llamacpp.past import LlamaPast, Numbers
 from segue.models.lm import LM, Ask
 from segue.models.sequence import Sequence
 

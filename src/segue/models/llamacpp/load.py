@@ -13,14 +13,14 @@ import torch
 
 from segue.data import CapabilityError
 from segue.models.cost import cache_folder
-from segue.models.llamacpp.names import check
+from segue.models.llamacpp.names import LEAVES, check
 from segue.models.lm import LM
 from segue.models.source import place
 
 EXTRA = "pip install 'segue[llamacpp]'"
 ROWS = 1024  # cache rows beyond the context: drafts, and short requests beside a long one
 FEWEST_ROWS = 4096
-SEQUENCES, MOST_SEQUENCES, LEAVES = 64, 256, 32
+SEQUENCES, MOST_SEQUENCES = 64, 256
 KV = {"float16": 1, "float32": 0}  # ggml's numbers
 FILE_TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 7: "q8_0", 8: "q5_0", 9: "q5_1", 32: "bf16"}
 NO_TOKEN = 11  # what llama.cpp answers where a byte-level file names none
@@ -103,7 +103,7 @@ def _open(file: Path, kv_dtype: str, kv_rows: int | None, sequences: int, thread
         model,
         context,
         name=file.stem,
-        precision=_precision(model, llama_cpp),
+        precision=_precision(model),
         context_length=context_length,
         kv_rows=rows,
         bytes_per_row=_bytes_per_row(model, llama_cpp, 2 if kv_dtype == "float16" else 4),
@@ -141,25 +141,22 @@ def _tokenizer(model: Any, library: Any) -> tuple[Any, frozenset[int]]:
     return tokenizer, frozenset(int(i) for i in ends | named if i is not None)
 
 
-def _precision(model: Any, library: Any) -> str:
-    number = meta(model, library, "general.file_type")
+def _precision(model: Any) -> str:
+    from segue.models.llamacpp.vocab import meta
+
+    number = meta(model, "general.file_type")
     return FILE_TYPES.get(int(number), f"type {number}") if number else "unknown"
 
 
 def _bytes_per_row(model: Any, library: Any, size: int) -> int:
+    from segue.models.llamacpp.vocab import meta
+
     heads, layers = library.llama_model_n_head_kv(model), library.llama_model_n_layer(model)
-    family = meta(model, library, "general.architecture")
+    family = meta(model, "general.architecture")
     width = library.llama_model_n_embd(model) // library.llama_model_n_head(model)
-    keys = int(meta(model, library, f"{family}.attention.key_length") or width)
-    values = int(meta(model, library, f"{family}.attention.value_length") or width)
+    keys = int(meta(model, f"{family}.attention.key_length") or width)
+    values = int(meta(model, f"{family}.attention.value_length") or width)
     return int(layers * heads * (keys + values) * size)
-
-
-def meta(model: Any, library: Any, key: str) -> str | None:
-    """A value of the file's header."""
-    buffer = ctypes.create_string_buffer(256)
-    length = library.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
-    return buffer.value.decode() if length >= 0 else None
 
 
 _silence: Any = None

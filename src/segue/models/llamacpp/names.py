@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 KINDS = ("f32", "f16", "q8_0", "q4_0")
+LEAVES = 32  # of one tree, and so the sequence numbers of one token, at most
 ARCHITECTURES = {
     "llama": "llama",
     "mistral": "llama",

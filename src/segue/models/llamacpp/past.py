@@ -11,8 +11,7 @@ from typing import Any
 import llama_cpp
 
 from segue.data import CapabilityError, DraftTree
-
-LEAVES = 32  # of one tree, and so the sequence numbers of one token, at most
+from segue.models.llamacpp.names import LEAVES
 
 
 class Numbers:

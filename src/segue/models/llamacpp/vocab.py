@@ -80,10 +80,14 @@ class Vocab:
         return int(number) if number >= 0 else None
 
     def meta(self, key: str) -> str | None:
-        """A value of the file's metadata as text."""
-        size = llama_cpp.llama_model_meta_val_str(self.model, key.encode(), ctypes.create_string_buffer(1), 1)
-        if size < 0:
-            return None
-        buffer = ctypes.create_string_buffer(size + 1)
-        llama_cpp.llama_model_meta_val_str(self.model, key.encode(), buffer, size + 1)
-        return buffer.value.decode()
+        return meta(self.model, key)
+
+
+def meta(model: Any, key: str) -> str | None:
+    """A value of a loaded file's metadata as text."""
+    size = llama_cpp.llama_model_meta_val_str(model, key.encode(), ctypes.create_string_buffer(1), 1)
+    if size < 0:
+        return None
+    buffer = ctypes.create_string_buffer(size + 1)
+    llama_cpp.llama_model_meta_val_str(model, key.encode(), buffer, size + 1)
+    return buffer.value.decode()

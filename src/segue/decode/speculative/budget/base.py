@@ -23,9 +23,8 @@ class Costs:
 
     verify: Callable[[int], float]  # a forward of the target by its rows
     draft: Callable[[int], float] = lambda tokens: 0.0  # drafting that many tokens one after the other
-    overhead: Callable[[], float] = lambda: (
-        0.0
-    )  # of a round that drafts anything: proposing, accepting and learning, without their forwards
+    # Of a round that drafts anything: proposing, accepting and learning, without their forwards.
+    overhead: Callable[[], float] = lambda: 0.0
 
 
 MOST = 64  # nodes that a controller without an opinion of its own on width allows
