@@ -137,14 +137,23 @@ def build(name: str, /, **values: Any) -> Any:
     given = {field: convert(name, known[field], value) for field, value in values.items()}
     for stated in entry.fields:
         if stated.type == "Methods" and not given.get(stated.name):
-            given[stated.name] = _members(entry, given)
+            given[stated.name] = _members(entry, known, given)
+        elif stated.type == "Drafter" and isinstance(value := given.get(stated.name, stated.default), str):
+            given[stated.name] = _held(find(value), known, given)
     return cls(**given)
 
 
-def _members(entry: Entry, given: dict[str, Any]) -> tuple[Any, ...]:
+def _held(inner: Entry, outer: dict[str, Field], given: dict[str, Any]) -> Any:
+    """The method that another one holds in a field of type Drafter. Fields that both have (a draft model) are handed
+    on, those that hold a method apart."""
+    shared = [f.name for f in inner.fields if f.name in given and f.name in outer and f.type != "Drafter"]
+    return build(inner.name, **{name: given[name] for name in shared})
+
+
+def _members(entry: Entry, known: dict[str, Field], given: dict[str, Any]) -> tuple[Any, ...]:
     """The lossless methods of the same family that a choosing method has at hand, within its `allow` and `deny`. A
     field that a member shares with the chooser (a draft model) is handed on."""
-    allow, deny = given.get("allow", ()), given.get("deny", ())
+    allow, deny = (given.get(name, known[name].default) for name in ("allow", "deny"))
     for name in (*allow, *deny):
         find(name)
     members = []
@@ -154,8 +163,7 @@ def _members(entry: Entry, given: dict[str, Any]) -> tuple[Any, ...]:
             continue
         if other.name in deny or (allow and other.name not in allow):
             continue
-        shared = {field.name: given[field.name] for field in other.fields if field.name in given}
-        members.append(build(other.name, **shared))
+        members.append(_held(other, known, given))
     return tuple(members)
 
 

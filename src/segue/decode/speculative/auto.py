@@ -55,7 +55,7 @@ class Auto(Speculative):
         check="spec",
     )
 
-    allow: Names = ()  # drafters to choose from, by name; empty: every lossless one
+    allow: Names = ("prompt_lookup", "token_recycling", "lookahead", "draft_model")  # to choose from; empty: all
     deny: Names = ()  # drafters left out
     draft: str | LM | None = None  # draft model, for the drafters that need one
     drafters: Methods = ()  # the drafters themselves; made from allow and deny where empty
