@@ -44,6 +44,7 @@ class Entry:
     fields: tuple[Field, ...]
     doc: str  # module docstring: the idea and the numbered algorithm
     summary: str  # first line of the class docstring
+    base: Path  # file of its family's loop, which may not exist
 
     def result(self) -> dict[str, Any] | None:
         """The measured result that bench wrote, marked stale when the method's file changed since; None if none."""
@@ -56,8 +57,7 @@ class Entry:
 
     def source_hash(self) -> str:
         """Hash of the method's file and its family's base: what a measured result depends on."""
-        base = self.path.parent / "base.py"
-        sources = [self.path.read_bytes(), base.read_bytes() if base.is_file() else b""]
+        sources = [self.path.read_bytes(), self.base.read_bytes() if self.base.is_file() else b""]
         return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
@@ -101,6 +101,7 @@ def read(path: Path) -> Entry | None:
     node = classes[0]
     call = _card_node(node)
     parts = path.relative_to(ROOT).with_suffix("").parts
+    base = _base_file(tree, node, path)
     return Entry(
         name=path.stem,
         family="/".join(parts[:-1]),
@@ -108,9 +109,10 @@ def read(path: Path) -> Entry | None:
         module=".".join(("segue", *parts)),
         path=path,
         card=_build(call),
-        fields=tuple(_all_fields(node, source, path.parent / "base.py")),
+        fields=tuple(_all_fields(node, source, base)),
         doc=ast.get_docstring(tree) or "",
         summary=(ast.get_docstring(node) or "").split("\n")[0],
+        base=base,
     )
 
 
@@ -209,6 +211,17 @@ def _card_node(node: ast.ClassDef) -> ast.expr | None:
         if isinstance(statement, ast.Assign) and any(getattr(t, "id", "") == "card" for t in statement.targets):
             return statement.value
     return None
+
+
+def _base_file(tree: ast.Module, node: ast.ClassDef, path: Path) -> Path:
+    """The file of a method's loop: the base.py that its base class is imported from, else the one of its own room."""
+    names = {getattr(base, "id", "") for base in node.bases}
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and names & {alias.name for alias in statement.names}:
+            place = (statement.module or "").split(".")
+            if place[-1] == "base":
+                return ROOT.joinpath(*place[1:]).with_suffix(".py")
+    return path.parent / "base.py"
 
 
 def _build(node: ast.expr | None) -> Any:

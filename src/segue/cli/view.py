@@ -1,0 +1,90 @@
+"""`segue view`: pictures of what a method does."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import segue
+from segue.cli import flags, report
+
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def view(context: typer.Context) -> None:
+    """Show what a method does, as a page of its own or as data."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def jacobi(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; '-', or nothing in a pipe, reads stdin.")] = None,
+    model: flags.Model = None,
+    mode: Annotated[str | None, typer.Option(help="hybrid, gauss_seidel or jacobi.")] = None,
+    block: Annotated[int | None, typer.Option(help="Positions that are iterated together.")] = None,
+    fields: flags.Set = None,
+    max_tokens: Annotated[int, typer.Option(help="New tokens at most: the columns of the table.")] = 32,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page.")] = Path("jacobi.html"),
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    backend: flags.Backend = None,
+    json: flags.Json = False,
+) -> None:
+    """Decode by Jacobi iteration and show which tokens were right before their turn (DDGviz).
+
+    Writes one HTML page that needs nothing else; with --json the data behind it goes to stdout instead.
+    """
+    from segue.cli.generate import read_prompt
+
+    text = read_prompt(prompt, None, None)
+    if not json:
+        _check_page(output)
+    named = {name: value for name, value in (("mode", mode), ("block", block)) if value is not None}
+    given: dict[str, Any] = flags.assignments(fields)
+    twice = sorted(named.keys() & given.keys())
+    if twice:
+        raise ValueError(f"--{twice[0]} and --set {twice[0]}={given[twice[0]]} are two values: give one of them")
+    chosen = flags.method("jacobi", given | named)
+    from segue.api import make_settings
+
+    settings = make_settings(max_tokens=max_tokens)  # wrong settings are told before a model is loaded
+    lm = segue.model(model, **flags.placed(None, dtype=dtype, device=device, backend=backend))
+    data = _traced(lm, chosen, lm.encode(text), settings)
+    if json:
+        print(report.as_json(data))
+        return
+    from segue.bench.dependency_page import page
+
+    output.write_text(page(data, "segue " + shlex.join(sys.argv[1:])), encoding="utf-8")
+    report.note(f"{output}: {len(data['tokens'])} tokens in {report.counted(data['iterations'], 'iteration')}")
+
+
+def _check_page(output: Path) -> None:
+    """What would keep the page from being written is told before any work."""
+    if find_spec("jinja2") is None:
+        raise ValueError("the page needs jinja2: pip install 'segue[bench]', or use --json")
+    if output.is_dir() or not output.parent.is_dir():
+        raise ValueError(f"-o {output} is not allowed: a file in a folder that exists")
+
+
+def _traced(lm: Any, method: Any, prompt: list[int], settings: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from segue.bench import dependency
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("decoding", total=settings.max_tokens)
+        graph = dependency.trace(
+            lm.lm, method, prompt, settings, name="jacobi", progress=lambda done: bar.update(task, completed=done)
+        )
+    return dependency.data(graph, lm.lm, prompt, asdict(method) | {"max_tokens": settings.max_tokens})
