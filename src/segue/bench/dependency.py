@@ -53,7 +53,7 @@ class Graph:
 
     @property
     def early(self) -> list[int]:
-        """Positions that were right before their turn: as guesses, in the iteration before they were settled."""
+        """Positions that were right before their turn: in the iterate before the one that settled them."""
         found = []
         for before, after, right in zip(self.iterates, self.iterates[1:], self.right, strict=False):
             found += [i for i in range(before.settled, after.settled) if right[i]]

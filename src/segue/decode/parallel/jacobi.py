@@ -1,7 +1,7 @@
 """Jacobi decoding: greedy decoding is a triangular system of equations, solved by fixed-point iteration.
 
-y_i = argmax p(. | prompt, y_1 .. y_{i-1}) for all i at once. One forward over a guess y^t gives the next, y^{t+1}. Token
-i depends on the tokens before it only, so each iteration settles at least one more, and the fixed point is the text
+y_i = argmax p(. | prompt, y_1 .. y_{i-1}) for all i at once. One forward over a guess y^t gives the next, y^{t+1}. A
+token depends on the tokens before it only, so each iteration settles at least one more, and the fixed point is the text
 that greedy decoding writes.
 1. Take the next block of positions: all that are left (jacobi), or b of them (gauss_seidel, hybrid).
 2. Guess all its tokens: y^0 is padding, tokens of the prompt, or the last token again.
@@ -47,16 +47,14 @@ class Jacobi(Speculative):
             title="Accelerating Transformer Inference for Translation via Parallel Decoding",
             year=2023,
         ),
-        claim=Claim(
-            value=1.38, unit="speed-up", baseline="greedy", setting="translation, the best of its models and languages"
-        ),
+        claim=Claim(value=1.38, unit="speed-up", baseline="greedy", setting="translation, the best of its models"),
         exact=(SameTokens(), SameDistribution()),
         needs=("logits",),
         departs="no mode knows the length beforehand, where the released jacobi and gauss_seidel take that of a plain "
-        "run: all end with the end of text; every settled token is kept at once, not one per iteration; reading the "
-        "prompt gives the first token; jacobi iterates at most 512 positions at once; the paper is greedy: here guesses "
-        "are the arg-max of the raw logits when sampling too, and stay where the token that is drawn at their place, "
-        "one draw per place, is the guess",
+        "run: all end with the end of text; settled tokens are kept at once, not one per iteration; reading the prompt "
+        "gives the first token; jacobi iterates at most 512 positions at once; the paper is greedy: when sampling, "
+        "guesses are still the arg-max, and one stays where the token that is drawn at its place, one draw per place, "
+        "is the guess",
         check="spec",
     )
 
