@@ -78,6 +78,23 @@ def test_a_method_is_read_without_being_imported(house: Path) -> None:
     json.dumps(entry.as_dict())
 
 
+def test_a_room_may_use_the_loop_of_another(house: Path) -> None:
+    """Inherited fields and the hash are those of the file that the base class is imported from."""
+    loop = put(house / "choose/base.py", METHOD.format(name="Loop"))
+    put(house / "decode/speculative/base.py", "LOOP = 1\n")
+    child = METHOD.replace("width: int = 3  # columns; 0 # switches it off", "depth: int = 2  # levels")
+    text = child.format(name="Mine").replace("class Mine:", "class Mine(Loop):")
+    text = text.replace("@dataclass", "from segue.choose.base import Loop, Other\n\n@dataclass")
+    entry = catalog.read(put(house / "decode/speculative/mine.py", text))
+    assert entry is not None
+    assert [field.name for field in entry.fields] == ["width", "share", "name", "pair", "depth"]
+    before = entry.source_hash()
+    put(house / "decode/speculative/base.py", "LOOP = 2\n")
+    assert entry.source_hash() == before
+    put(loop, loop.read_text() + "\n")
+    assert entry.source_hash() != before
+
+
 def test_a_name_has_one_method(house: Path) -> None:
     put(house / "decode/speculative/mine.py", METHOD.format(name="Mine"))
     put(house / "choose/mine.py", METHOD.format(name="Mine"))

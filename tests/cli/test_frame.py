@@ -111,7 +111,10 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
 
 def test_the_page_names_only_flags_that_exist(call: Call) -> None:
     page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
-    known = "".join(call(command, "--help").out for command in [c.callback.__name__ for c in app.registered_commands])
+    commands = [[c.callback.__name__] for c in app.registered_commands]
+    for group in app.registered_groups:
+        commands += [[group.name, c.callback.__name__] for c in group.typer_instance.registered_commands]
+    known = "".join(call(*command, "--help").out for command in commands)
     flags = set(re.findall(r"--[a-z][a-z-]+", page)) - {"--help", "--version"}
     assert "--retry-errors" in flags
     assert {flag for flag in flags if flag not in known} == set()

@@ -82,7 +82,8 @@ def _traced(lm: Any, method: Any, prompt: list[int], settings: Any) -> dict[str,
 
     from segue.bench import dependency
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("decoding", total=settings.max_tokens)
         graph = dependency.trace(
             lm.lm, method, prompt, settings, name="jacobi", progress=lambda done: bar.update(task, completed=done)

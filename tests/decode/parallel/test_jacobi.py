@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -247,11 +247,11 @@ def test_iterations_save_forwards_where_tokens_depend_little_on_each_other(mode:
 
 
 @pytest.fixture(scope="module")
-def sentences() -> Iterator[tuple[Any, list[list[int]], NetworkOracle]]:
+def sentences() -> tuple[Any, list[list[int]], NetworkOracle]:
     lm = load(dtype="float32")
     network = AutoModelForCausalLM.from_pretrained(EMBEDDED / "mini", dtype=torch.float32).eval()
     lines = [line for name in ("spec", "code", "long") for line in (FOLDER / f"{name}.jsonl").read_text().splitlines()]
-    yield lm, [lm.encode(json.loads(line)["prompt"])[:40] for line in lines], NetworkOracle(lm, network)
+    return lm, [lm.encode(json.loads(line)["prompt"])[:40] for line in lines], NetworkOracle(lm, network)
 
 
 @pytest.mark.parametrize("mode", MODES)
