@@ -23,8 +23,9 @@ from segue.models.method import Method
 
 # What a need on a card is met with, given the target: the values of the fields that name it.
 Companions = Mapping[str, Callable[[LM], dict[str, Any]]]
-ORDINARY: Companions = {"a draft model": lambda lm: {"draft": neighbour(lm)}}
-IDEAL: Companions = {"a draft model": lambda lm: {"draft": lm}}  # saves the most forwards
+WORDLESS: Companions = {"a tokenizer": lambda lm: {"cue": ""} if lm.tokenizer is None else {}}
+ORDINARY: Companions = {"a draft model": lambda lm: {"draft": neighbour(lm)}, **WORDLESS}
+IDEAL: Companions = {"a draft model": lambda lm: {"draft": lm}, **WORDLESS}  # saves the most forwards
 
 SAMPLED = (
     Settings(temperature=1.0),
@@ -57,8 +58,11 @@ def check(
                 ran["less work"] = less_work(build(cls, world.lm, ideal), world.lm, repetitive(world))
         elif isinstance(promise, SameDistribution) and isinstance(world.oracle, TableOracle):
             ran[name] = _same_distribution(build(cls, world.lm, companions), world)
-        elif isinstance(promise, Limit) and isinstance(world.oracle, TableOracle):
-            ran[name] = _limit(cls, promise, world, companions)
+        elif isinstance(promise, Limit):
+            if not any(isinstance(other, SameTokens) for other in card.exact):
+                ran["SameTokens"] = _same_tokens(build(cls, world.lm, companions, **_exact(promise)), world)
+            if isinstance(world.oracle, TableOracle):
+                ran[name] = _limit(cls, promise, world, companions)
         elif isinstance(promise, SameTarget | Learned):
             raise LawBroken(f"{cls.__name__} promises {name}, and there is no law for it yet")
     return ran
@@ -118,8 +122,15 @@ def _same_distribution(method: Method, world: World) -> list[Any]:
     return seen
 
 
+def _exact(promise: Limit) -> dict[str, Any]:
+    """The knob where the method is exact; elsewhere it need not be."""
+    return {promise.knob: promise.exact_at}
+
+
 def _limit(cls: Any, promise: Limit, world: World, companions: Companions) -> list[float]:
     lms = [world.lm, neighbour(world.lm, 2), neighbour(world.lm, 3)]
-    cases = [(lm, world.prompts[-1], Settings(temperature=1.0, max_tokens=3)) for lm in lms]
+    # An iteration that may end early needs tokens to end it in; every drawn draft multiplies the branches.
+    settings = Settings(temperature=1.0, max_tokens=8 if iterates(cls) else 3)
+    cases = [(lm, world.prompts[-1], settings) for lm in lms]
     # A knob of a draft model acts only on drafts that the draft model is not sure about.
     return limit(lambda lm, value: build(cls, lm, companions, **{promise.knob: value}), promise, cases)
