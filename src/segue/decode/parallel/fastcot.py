@@ -13,14 +13,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from segue.card import Card, Claim, Limit, Paper
 from segue.data import DraftTree, Want
 from segue.decode.speculative.base import Budget, Outcome, Speculative
 from segue.models.run import Decoder, Forward, Request, Run
-
-GLANCE, FILL = "fastcot", "fill"  # sources: guesses of the model, and what no row has spoken of yet
 
 
 @dataclass(slots=True)
@@ -68,8 +67,8 @@ class FastCoT(Speculative):
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least 0")
 
     def run(self, run: Run) -> Decoder[None]:
-        cue = self._cue(run)
-        rationale = super().run(run)
+        cue, state = self._cue(run), self.start(run)
+        rationale = self.rounds(run, state)
         try:
             request: Request = next(rationale)
             while not self._is_over(run, len(cue)):
@@ -78,8 +77,7 @@ class FastCoT(Speculative):
         except StopIteration:  # the model has ended the text, or there is no more room
             return
         rationale.close()
-        assert isinstance(request, Forward)
-        guesses = [] if self._complete(run) else self._approximate(run, request.tree)
+        guesses = [] if self._complete(run) else self._approximate(run, state)
         yield from self._answer(run, guesses[: max(run.remaining - len(cue) - 1, 0)], cue)
 
     def start(self, run: Run) -> Window:
@@ -88,20 +86,22 @@ class FastCoT(Speculative):
     def propose(self, run: Run, state: Window, budget: Budget) -> DraftTree:
         size = self.window
         if self.glance and self.rationale_tokens:
-            size = min(size, max(self.rationale_tokens - len(run.output), 0))
-        known = state.guesses[len(run.ids) - state.first :][:size] if state.first else []
-        tree = DraftTree.chain([run.ids[-1], *known], source=GLANCE)
-        while len(tree) <= size:
-            tree.add(len(tree) - 1, tree.tokens[-1], source=FILL)
-        return tree
+            # A round settles one more than it guesses.
+            size = max(min(size, self.rationale_tokens - len(run.output) - 1), 0)
+        tokens = [run.ids[-1], *self._known(run, state)[:size]]
+        return DraftTree.chain(tokens + tokens[-1:] * (size + 1 - len(tokens)), source="fastcot")
 
     def observe(self, run: Run, state: Window, outcome: Outcome) -> None:
         if not outcome.tree.is_chain:  # somebody else's tree
             return
         # Row j speaks of the token behind node j, and the path's last row has given the last token.
         rows = outcome.scores.argmax()[len(outcome.path) :]
-        older = state.guesses[len(run.ids) - state.first :] if state.first else []
-        state.first, state.guesses = len(run.ids), rows + older[len(rows) :]
+        state.guesses = rows + self._known(run, state)[len(rows) :]
+        state.first = len(run.ids)
+
+    def _known(self, run: Run, state: Window) -> list[int]:
+        """What the model has guessed of the places that come next."""
+        return state.guesses[len(run.ids) - state.first :]
 
     def _cue(self, run: Run) -> list[int]:
         if not (self.glance and (self.cue or self.stop_phrase)):
@@ -124,15 +124,11 @@ class FastCoT(Speculative):
     def _complete(self, run: Run) -> bool:
         return bool(self.stop_phrase) and self.stop_phrase in run.lm.decode(run.output)
 
-    def _approximate(self, run: Run, tree: DraftTree) -> list[int]:
-        """What the model has guessed of its future, up to an end of text."""
+    def _approximate(self, run: Run, state: Window) -> list[int]:
+        """What the model has guessed of the rationale's future, up to an end of text."""
         ends = {*run.lm.eos_ids, *run.settings.stop_tokens}
-        guesses: list[int] = []
-        for token, source in zip(tree.tokens[1:], tree.source[1:], strict=True):
-            if source != GLANCE or token in ends:
-                break
-            guesses.append(token)
-        return guesses
+        guesses = list(itertools.takewhile(lambda token: token not in ends, self._known(run, state)))
+        return guesses[: max(self.rationale_tokens - len(run.output), 0)] if self.rationale_tokens else guesses
 
     def _answer(self, run: Run, guesses: list[int], cue: list[int]) -> Decoder[None]:
         """Read what stands between rationale and answer in one call, give it out, and go on plainly."""

@@ -74,7 +74,10 @@ class Speculative:
         return controller(self.budget)(costs)
 
     def run(self, run: Run) -> Decoder[None]:
-        state = self.start(run)
+        yield from self.rounds(run, self.start(run))
+
+    def rounds(self, run: Run, state: Any) -> Decoder[None]:
+        """The loop, for a run whose state is made."""
         scores = yield from run.prefill(self.needs)
         planner = self.planner(run, state)
         going = run.emit([run.pick(scores, -1)], scores, [-1])
