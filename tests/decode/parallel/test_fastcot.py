@@ -3,7 +3,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from segue.card import Limit
 from segue.data import Completion, Settings
 from segue.decode.parallel.fastcot import FastCoT
 from segue.decode.plain import Plain
+from segue.decode.speculative.budget import CONTROLLERS
 from segue.laws import suite
 from segue.laws.base import LawBroken, decode
 from segue.laws.edges import ending_at
@@ -146,17 +147,19 @@ def test_the_rationale_takes_its_share_of_the_calls(share: float, tokens: int, l
     assert (approximate > 0) == (calls > 1)
 
 
-def test_the_window_is_what_the_model_says_after_its_guesses(listen: Listen) -> None:
+@pytest.mark.parametrize("penalty", [1.0, 1.4])
+def test_the_window_is_what_the_model_says_after_its_guesses(penalty: float, listen: Listen) -> None:
     world = the_world("llama")
     heard = listen(world.lm)
     prompt = world.prompts[2]
-    (answer,) = decode(world.lm, FastCoT(share=0.4, window=6, cue=""), [prompt], Settings(max_tokens=20))
+    settings = Settings(max_tokens=20, repetition_penalty=penalty)
+    (answer,) = decode(world.lm, FastCoT(share=0.4, window=6, cue=""), [prompt], settings)
     settled, approximate, _ = parts(answer)
     ((past, tree),) = [(heard.pasts[7], heard.trees[7])]  # the last of the eight calls
     path = len(prompt) + settled - len(past) - 2
     expected = []
     for node in range(path, len(tree)):
-        (token,) = world.oracle.answer([*past, *tree.tokens[: node + 1]], Settings(max_tokens=1)).tokens
+        (token,) = world.oracle.answer([*past, *tree.tokens[: node + 1]], replace(settings, max_tokens=1)).tokens
         expected.append(token)
     # The first is the last settled token, the rest the glance.
     assert answer.tokens[settled - 1 : settled + approximate] == expected
@@ -210,6 +213,33 @@ def test_the_glance_ends_before_an_end_of_text(world: World) -> None:
         (answer,) = decode(world.lm, method, [prompt], settings)
     assert parts(answer)[:2] == (settled, place)
     assert answer.tokens[: settled + place] == whole.tokens[: settled + place]
+
+
+def test_bans_and_least_lengths_hold_for_the_glance_too() -> None:
+    world = the_world("llama")
+    prompt, method = world.prompts[2], FastCoT(share=0.4, window=6, cue="")
+    (free,) = decode(world.lm, method, [prompt], Settings(max_tokens=20))
+    settled, approximate, _ = parts(free)
+    for banned in set(free.tokens[settled : settled + approximate]):
+        settings = Settings(max_tokens=20, logit_bias={banned: -1000.0})
+        (answer,) = decode(world.lm, method, [prompt], settings)
+        assert parts(answer)[1] > 0
+        assert banned not in answer.tokens
+    end = next(t for t in free.tokens[settled : settled + approximate] if t not in free.tokens[:settled])
+    with ending_at(world.lm, frozenset([end])):
+        (answer,) = decode(world.lm, method, [prompt], Settings(max_tokens=20, min_tokens=20))
+    assert end not in answer.tokens
+    assert parts(answer)[1] == approximate
+
+
+@pytest.mark.parametrize("budget", CONTROLLERS)
+def test_a_window_that_a_controller_cuts_changes_no_settled_token(budget: str) -> None:
+    world = the_world("gpt2")
+    settings = Settings(max_tokens=24)
+    for method in (FastCoT(glance=False, budget=budget), FastCoT(share=0.3, cue="", budget=budget)):
+        for prompt, answer in zip(world.prompts, decode(world.lm, method, world.prompts, settings), strict=True):
+            settled = parts(answer)[0] if answer.stats.note else 24
+            assert answer.tokens[:settled] == world.oracle.answer(prompt, settings).tokens[:settled]
 
 
 def test_where_there_is_no_room_for_an_answer_the_rationale_goes_on(real: Real) -> None:

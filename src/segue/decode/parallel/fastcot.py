@@ -32,8 +32,11 @@ class Window:
 
 @dataclass(frozen=True)
 class FastCoT(Speculative):
-    """Reasons for a part of the calls, then answers from an unfinished thought. Lossy: window and cue are in the text,
-    though the model did not write them; with glance off, or share at 1 and no other end, all is as without it."""
+    """Reasons for a part of the calls, then answers from a thought that it has only glanced to the end of.
+
+    Lossy: approximate tokens and cue are part of the text, though the model did not write them. Without the glance, or
+    with share at 1 and no other end of the rationale, the text is the model's own.
+    """
 
     card = Card(
         paper=Paper(
@@ -95,9 +98,17 @@ class FastCoT(Speculative):
         if not outcome.tree.is_chain:  # somebody else's tree
             return
         # Row j speaks of the token behind node j, and the path's last row has given the last token.
-        rows = outcome.scores.argmax()[len(outcome.path) :]
+        rows = [self._guess(run, outcome, node) for node in range(len(outcome.path), len(outcome.tree))]
         state.guesses = rows + self._known(run, state)[len(rows) :]
         state.first = len(run.ids)
+
+    def _guess(self, run: Run, outcome: Outcome, node: int) -> int:
+        """The likeliest token after a node. Guesses may be given out, so penalties and bans hold for them too."""
+        if run.target.argmax:
+            return outcome.scores.argmax()[node]
+        before = run.ids[: len(run.ids) - len(outcome.path) - 1]
+        prefix = before + outcome.tree.tokens[: node + 1]
+        return int(run.target.processed(outcome.scores.row(node), prefix).argmax())
 
     def _known(self, run: Run, state: Window) -> list[int]:
         """What the model has guessed of the places that come next."""
