@@ -44,16 +44,16 @@ def test_attention_row(pair: Twins) -> None:
     parent.commit(list(range(70)))
     child = parent.fork()  # its rows lie in a shared piece now
     tree = random_tree(rng, 6)
-    (scores,) = pair.lm.forward([(child, tree, Want(attention=(1, 5)))])
+    (scores,) = pair.lm.forward([(child, tree, Want(attention=((1,), (5,))))])
     path = tree.path(5)
     with torch.no_grad():
         out = pair.oracle(
             torch.tensor([prompt + [tree.tokens[i] for i in path]]), use_cache=False, output_attentions=True
         )
-    assert scores.attention is not None
-    row = scores.attention[:, [*range(70), *(70 + i for i in path)]]
+    weights = scores.attention[1][:, 0]
+    row = weights[:, [*range(70), *(70 + i for i in path)]]
     torch.testing.assert_close(row, out.attentions[1][0, :, -1], atol=1e-5, rtol=1e-4)
-    assert float(scores.attention.sum(-1).sub(1).abs().max()) < 1e-5
+    assert float(weights.sum(-1).sub(1).abs().max()) < 1e-5
 
 
 def test_layer_subset_equals_a_model_without_those_layers(pair: Twins) -> None:

@@ -14,18 +14,29 @@ Distribution = Callable[[int], Tensor]  # node -> (V,) probabilities after that 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What a forward must compute. Nothing is computed that nobody wants."""
+    """What a forward must compute. Nothing is computed that nobody wants.
+
+    Hidden states are numbered by the layers that run: 0 is what enters the first of them, i the output of the i-th, -1
+    the last one after the norm (without layers that is the norm alone).
+    """
 
     logits: Literal["all", "last", "none"] | tuple[int, ...] = "all"  # nodes whose logits rows come back
     topk: int = 0  # ids of the k largest logits of every node
-    hidden: tuple[int, ...] = ()  # states: 0 the embeddings, i the output of layer i, the last one after the norm
-    attention: tuple[int, int] | None = None  # (layer, node): that node's attention weights over all rows
+    hidden: tuple[int, ...] = ()  # states of every new node
+    attention: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # (layers, nodes): their weights over all rows
     layers: tuple[int, ...] | None = None  # run only these layers
+    since: int = 0  # nodes before this one were scored by the sequence's last forward and lie there still
+    states: Tensor | None = field(default=None, compare=False)  # (n, D) what enters the first layer that runs
+
+    @property
+    def kind(self) -> tuple[tuple[int, ...] | None, bool]:
+        """What the items of one forward must have in common: the layers that run, and whether states are given."""
+        return self.layers, self.states is not None
 
     def rows(self, n: int) -> list[int]:
         """The nodes of an n-node tree whose logits are needed, in order."""
         if self.topk or self.logits == "all":
-            return list(range(n))
+            return list(range(self.since, n))
         if self.logits == "last":
             return [n - 1]
         return [] if self.logits == "none" else sorted(node % n for node in self.logits)
@@ -61,8 +72,8 @@ class Scores:
     start: int  # this item's first row in the pack
     nodes: list[int]  # node of every row, ascending
     topk: Tensor | None = None  # (n, k) token ids
-    hidden: dict[int, Tensor] = field(default_factory=dict)  # layer -> (n, D)
-    attention: Tensor | None = None  # (H, rows)
+    hidden: dict[int, Tensor] = field(default_factory=dict)  # state -> (n, D)
+    attention: dict[int, Tensor] = field(default_factory=dict)  # layer -> (H, nodes wanted, rows)
 
     @property
     def logits(self) -> Tensor:

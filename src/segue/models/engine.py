@@ -177,13 +177,13 @@ class Engine:
         if len(self._running) == 1:
             (job,) = self._running
             if isinstance(job.request, Forward):
-                return [(job, len(job.request.tree))]
+                return [(job, len(job.request.tree) - job.request.want.since)]
         pending = [(job, job.request) for job in self._running if isinstance(job.request, Forward | Prefill)]
         first = min((r.sequence for _, r in pending), key=lambda s: (not s.drafts, s.lm.weight_bytes))
         lm = first.lm
-        layers = next(request.want.layers for _, request in pending if request.sequence.lm is lm)
-        mine = [(j, r) for j, r in pending if r.sequence.lm is lm and r.want.layers == layers]
-        forwards = [(job, len(r.tree)) for job, r in mine if isinstance(r, Forward)]
+        kind = next(request.want.kind for _, request in pending if request.sequence.lm is lm)
+        mine = [(j, r) for j, r in pending if r.sequence.lm is lm and r.want.kind == kind]
+        forwards = [(job, len(r.tree) - r.want.since) for job, r in mine if isinstance(r, Forward)]
         readers = [(job, len(r.tokens) - job.done) for job, r in mine if isinstance(r, Prefill)]
         # Some room is kept for prompts, so that many decoding runs cannot keep a new one waiting for ever.
         room = self.token_budget - (self.token_budget // 4 if readers else 0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from segue.data import DraftTree, Scores, Want
+from segue.data import CapabilityError, DraftTree, Scores, Want
 from segue.models.cost import FLAT, Cost
 from segue.models.sequence import Sequence
 
@@ -24,6 +24,7 @@ class LM(ABC):
     vocab_size: int
     context_length: int
     eos_ids: frozenset[int]
+    layers: int  # decoder layers that `Want.layers` may choose from
     device: torch.device = torch.device("cpu")
     tokenizer: Any = None  # a transformers tokenizer, or None: then prompts are token ids
     weight_bytes: int = 0
@@ -68,6 +69,10 @@ class LM(ABC):
     def facts(self) -> dict[str, Any]:
         """What the cost of a forward depends on, besides name, backend, precision and threads."""
         return {}
+
+    def turn(self) -> Any:
+        """How cached keys are moved to other positions (models/transformers/turn.py)."""
+        raise CapabilityError(f"{self.name} runs in {self.backend}, which cannot move what it has read")
 
     @abstractmethod
     def sequence(self) -> Sequence:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
 
 from segue.data import DraftTree
 
@@ -17,6 +20,8 @@ class Past(Protocol):
     def commit(self, path: list[int]) -> None: ...
     def truncate(self, length: int) -> None: ...
     def fork(self) -> Past: ...
+    def view(self, kept: Mapping[int, Tensor], turn: Any = None) -> Past: ...
+    def follow(self, other: Any, start: int, stop: int) -> None: ...
     def release(self) -> None: ...
 
 
@@ -82,9 +87,43 @@ class Sequence:
         self.scored = None  # its provisional rows may have become part of a read-only piece
         return other
 
+    def view(self, kept: Mapping[int, Tensor]) -> Sequence:
+        """A drafting sequence over a copy of part of the past: of every layer in `kept` the rows named there, (k,) or
+        for each KV head (G, k), ascending; of other layers all. Tokens and positions stay as they are."""
+        return self._drafting(self.past.view(kept), self.tokens)
+
+    def excerpt(self, places: Tensor) -> Sequence:
+        """A drafting sequence over a copy of the rows at these positions (k,), ascending, moved up as if nothing were
+        between them. Raises CapabilityError where keys cannot be moved."""
+        whole = places.shape[0] == len(self.tokens)
+        turn = None if whole or int(places[-1]) == len(places) - 1 else self.lm.turn()
+        past = self.past.view(dict.fromkeys(range(self.lm.layers), places), turn or _stay)
+        return self._drafting(past, [self.tokens[i] for i in places.tolist()])
+
+    def follow(self, other: Sequence) -> None:
+        """Give up what was drafted here and take over what `other`, the sequence that this one is a view of, has
+        committed since."""
+        agreed = next((i for i, (a, b) in enumerate(zip(self.tokens, other.tokens, strict=False)) if a != b), None)
+        if agreed is None:
+            agreed = min(len(self), len(other))
+        self.rollback(Mark(agreed, None))
+        self.past.follow(other.past, agreed, len(other))
+        self.tokens.extend(other.tokens[agreed:])
+        self.pending = other.pending
+
+    def _drafting(self, past: Past, tokens: list[int]) -> Sequence:
+        other = Sequence(self.lm, past)
+        other.tokens, other.drafts = list(tokens), True
+        return other
+
     def release(self) -> None:
         """Free the past. The sequence can be used again from the start."""
         self.past.release()
         self.tokens = []
         self.pending = None
         self.scored = None
+
+
+def _stay(_: int, keys: Tensor, __: Tensor) -> Tensor:
+    """Rows that keep their places need no turn."""
+    return keys

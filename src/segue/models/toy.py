@@ -5,7 +5,9 @@ Small enough that every distribution over outputs can be written down, so the la
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,12 @@ class ToyPast:
     def fork(self) -> ToyPast:
         return ToyPast(self.length)
 
+    def view(self, kept: Mapping[int, Tensor], turn: Any = None) -> ToyPast:
+        return ToyPast(len(kept[0]) if turn is not None else self.length)
+
+    def follow(self, other: ToyPast, start: int, stop: int) -> None:
+        self.length = stop
+
     def release(self) -> None:
         self.length = 0
 
@@ -51,10 +59,14 @@ class ToyLM(LM):
         self.vocab_size = vocab_size
         self.order = order
         self.context_length = 4096
+        self.layers = 4  # which all compute nothing
         self.eos_ids = frozenset() if eos is None else frozenset([eos])
         self.forwards = 0
         size = (vocab_size**order, vocab_size)
         self.table = scale * torch.randn(size, generator=generator, dtype=torch.float64)
+
+    def turn(self) -> Any:
+        return lambda layer, keys, places: keys
 
     def sequence(self) -> Sequence:
         return Sequence(self, ToyPast())

@@ -128,7 +128,7 @@ def test_what_it_cannot_do_is_said(llama: Path, tmp_path: Path) -> None:
     for want, word in (
         (Want(hidden=(-1,)), "hidden states"),
         (Want(layers=(0,)), "layers"),
-        (Want(attention=(0, 0)), "attention"),
+        (Want(attention=((0,), (0,))), "attention"),
     ):
         with pytest.raises(CapabilityError, match=f"logits only, and this method needs .*{word}"):
             lm.forward([(lm.sequence(), DraftTree.root(3), want)])

@@ -14,12 +14,12 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from segue.card import Card, Claim, Limit, Paper, SameDistribution, SameTokens
-from segue.data import DraftTree, Scores, Want
+from segue.data import DraftTree, Scores
 from segue.decode.speculative.base import Budget, Outcome, Speculative
-from segue.models.companion import companion, fit
+from segue.models.companion import companion
+from segue.models.draft import Draft
 from segue.models.lm import LM
-from segue.models.run import Forward, Prefill, Request, Run
-from segue.models.sequence import Mark, Sequence
+from segue.models.run import Request, Run
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,13 @@ class DraftModel(Speculative):
     def price(self, run: Run, tokens: int) -> float:
         return tokens * companion(run.lm, self.draft).cost.step(run.sharing) / run.sharing
 
-    def start(self, run: Run) -> Sequence:
-        sequence = companion(run.lm, self.draft).sequence()
-        sequence.drafts = True
-        return sequence
+    def start(self, run: Run) -> Draft:
+        return Draft(companion(run.lm, self.draft).sequence(), run.lm.vocab_size)
 
-    def propose(self, run: Run, state: Sequence, budget: Budget) -> Generator[Request, Scores, DraftTree]:
+    def propose(self, run: Run, state: Draft, budget: Budget) -> Generator[Request, Scores, DraftTree]:
         tree = DraftTree.root(run.ids[-1])
-        room = state.lm.context_length - len(run.ids)
-        for step in range(min(self.gamma, budget.depth, budget.nodes, room)):
-            scores = yield from self._read(state, run.ids + tree.tokens[1:])
-            row = fit(scores.row(-1), run.lm.vocab_size)
+        for step in range(min(self.gamma, budget.depth, budget.nodes, state.room(run))):
+            row = yield from state.read(run.ids + tree.tokens[1:])
             if run.target.argmax:
                 tree.add(step, int(row.argmax()), source="draft_model")
                 continue
@@ -73,15 +69,5 @@ class DraftModel(Speculative):
             tree.add(step, run.chance.index(q), sampled=True, source="draft_model")
         return tree
 
-    def observe(self, run: Run, state: Sequence, outcome: Outcome) -> None:
-        # The target's committed tokens are final; of those, the draft keeps what it has read.
-        state.rollback(Mark(min(len(state), len(run.sequence)), None))
-
-    def _read(self, state: Sequence, ids: list[int]) -> Generator[Request, Scores, Scores]:
-        """Let the draft read what it lacks of `ids`; the last row of the result follows the last id."""
-        missing = ids[len(state) :]
-        if len(state) == 0:
-            return (yield Prefill(state, missing, Want(logits="last")))
-        scores = yield Forward(state, DraftTree.chain(missing), Want(logits="last"))
-        state.commit(list(range(len(missing))))
-        return scores
+    def observe(self, run: Run, state: Draft, outcome: Outcome) -> None:
+        state.settle(run.sequence, [outcome.tree.tokens[node] for node in outcome.path])

@@ -44,6 +44,7 @@ class LlamaCppLM(LM):
         self.tokenizer, self.eos_ids = tokenizer, eos_ids
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.context_length, self.kv_rows, self.bytes_per_row = context_length, kv_rows, bytes_per_row
+        self.layers = int(llama_cpp.llama_model_n_layer(model))
         self.weight_bytes = llama_cpp.llama_model_size(model)
         self.device = torch.device("cpu")
         self._numbers = Numbers(llama_cpp.llama_get_memory(context), llama_cpp.llama_n_seq_max(context))
@@ -143,7 +144,7 @@ def check_want(name: str, want: Want) -> None:
     asked = {
         "hidden states": want.hidden,
         "attention weights": want.attention is not None,
-        "a choice of layers": want.layers is not None,
+        "a choice of layers": want.layers is not None or want.states is not None,
     }
     strange = [what for what, wanted in asked.items() if wanted]
     if strange:

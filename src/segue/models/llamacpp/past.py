@@ -6,9 +6,11 @@ tree is scored each further leaf is one more: it shares the past by copies that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import llama_cpp
+from torch import Tensor
 
 from segue.data import CapabilityError, DraftTree
 from segue.models.llamacpp.names import LEAVES
@@ -122,6 +124,15 @@ class LlamaPast:
             self._numbers.copy(self.number, other.number, 0, self.length)
             other.length = self.length
         return other
+
+    def view(self, kept: Mapping[int, Tensor], turn: Any = None) -> LlamaPast:
+        raise CapabilityError(
+            "llama.cpp does not show its cache: load the transformers checkpoint for methods that draft "
+            "from a part of it"
+        )
+
+    def follow(self, other: Any, start: int, stop: int) -> None:
+        raise CapabilityError("llama.cpp has no views of a cache that could follow it")
 
     def release(self) -> None:
         """Forget all rows and give the number back; the sequence can start again."""

@@ -39,26 +39,34 @@ class Item:
     past: int  # committed rows of the layers that run
     start: int
     stop: int
-    attention: tuple[int, int] | None = None  # (layer, node) whose weights are wanted
-    weights: Tensor | None = None  # (H, rows): where they are put
-    masks: dict[tuple[int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
+    since: int = 0  # the tree's nodes before this one are provisional rows already
+    attention: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # (layers, nodes) whose weights are wanted
+    weights: dict[int, Tensor] = field(default_factory=dict)  # layer -> (H, nodes, rows): where they are put
+    masks: dict[tuple[int, int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
 
-    def mask(self, base: int, window: int | None, like: Tensor) -> Tensor | None:
-        """Additive (n, rows) mask over rows from position `base` on: the past, then the tree; None where every row is
-        seen or the causal kernel applies. Built once for all layers of a forward."""
-        n = self.stop - self.start
+    def rows(self, layer: int) -> int:
+        """Committed rows of a layer: fewer than the text has tokens where a view leaves some out."""
+        return self.past - self.cache.dropped[layer]
+
+    def mask(self, layer: int, base: int, window: int | None, like: Tensor) -> Tensor | None:
+        """Additive (n, rows) mask over a layer's rows from `base` on: the past, then the tree; None where every row is
+        seen or the causal kernel applies. Built once for all alike layers of a forward."""
+        n, total, past = self.stop - self.start, len(self.tree), self.rows(layer)
         if window is not None and window > self.past + max(self.tree.depths):
             window = None
-        key = (base, window, like.device)
+        if window is not None and past != self.past:
+            raise CapabilityError(f"layer {layer} sees a window of rows, and a view has left some of its rows out")
+        key = (past, base, window, like.device)
         if key not in self.masks:
             self.masks[key] = None
-            if window is not None or (n > 1 and not (self.tree.is_chain and self.past == base)):
-                visible = torch.ones(n, self.past - base + n, dtype=torch.bool)
-                visible[:, self.past - base :] = self.tree.ancestors()
+            ordinary = self.tree.is_chain and (n == 1 or (past == base and self.since == 0))
+            if window is not None or not ordinary:
+                visible = torch.ones(n, past - base + total, dtype=torch.bool)
+                visible[:, past - base :] = self.tree.ancestors()[self.since :]
                 if window is not None:
                     depths = torch.tensor(self.tree.depths)
-                    places = torch.cat([torch.arange(base - self.past, 0), depths])
-                    visible &= depths[:, None] - places[None, :] < window
+                    places = torch.cat([torch.arange(base - past, 0), depths])
+                    visible &= depths[self.since :, None] - places[None, :] < window
                 self.masks[key] = additive(visible, like)
         return self.masks[key]
 
@@ -166,13 +174,13 @@ def attend(plan: Plan, layer: int, query: Tensor, key: Tensor, value: Tensor, fo
     for number, item in enumerate(plan.items):
         rows = slice(item.start, item.stop)
         q = query if whole else query[:, :, rows]
-        keys, values = item.cache.append(layer, *((key, value) if whole else (key[:, :, rows], value[:, :, rows])))
+        new = (key, value) if whole else (key[:, :, rows], value[:, :, rows])
+        keys, values = item.cache.append(layer, *new, item.since)
         if plan.alone:
             outputs.append(_attend_alone(item, layer, q, keys, values, form))
             continue
-        mask = item.mask(item.cache.base, form.window, q)
-        if item.attention is not None and item.attention[0] == layer:
-            item.weights = _weights(item, layer, q, form)
+        mask = item.mask(layer, item.cache.base, form.window, q)
+        _keep_weights(item, layer, q, form)
         if plain and number not in merged:
             causal = mask is None and q.shape[2] > 1
             gqa = q.shape[1] != keys.shape[1]
@@ -192,8 +200,7 @@ def attend(plan: Plan, layer: int, query: Tensor, key: Tensor, value: Tensor, fo
 
 def _attend_alone(item: Item, layer: int, q: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
     """The same with every row by itself: one query over the rows of its own text."""
-    if item.attention is not None and item.attention[0] == layer:
-        item.weights = _weights(item, layer, q, form)
+    _keep_weights(item, layer, q, form)
     rows = []
     for node, (own_keys, own_values) in enumerate(own_rows(item, layer, keys, values)):
         one, k, v = q[:, :, node : node + 1], within(own_keys, form), within(own_values, form)
@@ -221,7 +228,7 @@ def _attend_shared(
         q = query if everyone else torch.cat([query[:, :, i.start : i.stop] for i in items], dim=2)
         mask = None
         if form.window is not None:
-            places = torch.cat([torch.tensor(i.tree.depths) + i.past for i in items])
+            places = torch.cat([torch.tensor(i.tree.depths[i.since :]) + i.past for i in items])
             distance = places[:, None] - torch.arange(piece.start, piece.start + keys.shape[2])[None, :]
             if int(distance.max()) >= form.window:
                 mask = additive(distance < form.window, q)
@@ -270,13 +277,15 @@ def _merge(parts: list[tuple[Tensor, Tensor]], sinks: Tensor | None) -> Tensor:
     return out
 
 
-def _weights(item: Item, layer: int, q: Tensor, form: Form) -> Tensor:
-    """Attention weights (H, rows) of the wanted node over all rows it could see, from position 0 on."""
-    assert item.attention is not None
-    parts = [item.cache.piece(piece, layer)[0] for piece in item.cache.shared]
-    own = item.past - item.cache.base + item.stop - item.start
-    keys = torch.cat([*parts, item.cache.private(layer, own)[0]], dim=2)
-    item_mask = Item(item.cache, item.tree, item.past, item.start, item.stop).mask(0, form.window, q)
-    if item_mask is None and len(item.tree) > 1:
-        item_mask = additive(item.tree.ancestors(), q)
-    return torch.softmax(_scores(q, keys, item_mask, form), -1)[0, :, item.attention[1]]
+def _keep_weights(item: Item, layer: int, q: Tensor, form: Form) -> None:
+    """Attention weights (H, nodes, rows) of the wanted nodes over all rows they could see, from the first on."""
+    if item.attention is None or layer not in item.attention[0]:
+        return
+    keys = torch.cat([part for part, _ in item.cache.past(layer, item.rows(layer) + len(item.tree))], dim=2)
+    mask = item.mask(layer, 0, form.window, q)
+    if mask is None and q.shape[2] > 1:
+        mask = additive(item.tree.ancestors(), q)
+    nodes = [node - item.since for node in item.attention[1]]
+    rows = q[:, :, nodes]
+    seen = None if mask is None else mask[nodes]
+    item.weights[layer] = torch.softmax(_scores(rows, keys, seen, form), -1)[0]

@@ -50,13 +50,13 @@ def own_rows(item: Item, layer: int, keys: Tensor, values: Tensor) -> list[tuple
     """For every node of an item the keys and values (1, G, rows, d) that it sees, in the order of its text: shared
     pieces, the private past, and its ancestors in the tree."""
     pieces = [item.cache.piece(piece, layer) for piece in item.cache.shared]
-    own = item.past - item.cache.base
+    own = item.rows(layer) - item.cache.base
     if pieces:
         past = [torch.cat([p[i] for p in pieces] + [part[:, :, :own]], 2) for i, part in enumerate((keys, values))]
     else:
         past = [keys[:, :, :own], values[:, :, :own]]
     seen = []
-    for node in range(len(item.tree)):
+    for node in range(item.since, len(item.tree)):
         if item.tree.is_chain and not pieces:
             seen.append((keys[:, :, : own + node + 1], values[:, :, : own + node + 1]))
             continue

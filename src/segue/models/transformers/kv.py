@@ -6,12 +6,14 @@ only `commit` makes them part of the past. A layer that a forward skipped simply
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 SMALLEST = 64  # rows of a fresh buffer
+Turn = Callable[[int, Tensor, Tensor], Tensor]  # layer, keys (1, G, k, d), their positions (k,) -> keys of 0 .. k - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,18 @@ class Shared:
 class KVCache:
     """The past of one sequence."""
 
-    __slots__ = ("_buffers", "_capacity", "_layers", "layout", "lengths", "ran", "shared")
+    __slots__ = (
+        "_buffers",
+        "_capacity",
+        "_layers",
+        "_provisional",
+        "dropped",
+        "layout",
+        "lengths",
+        "ran",
+        "seam",
+        "shared",
+    )
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -88,6 +101,9 @@ class KVCache:
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._layers: list[tuple[Tensor, Tensor]] = []  # of every layer its part (1, G, rows, d) of the buffers
         self._capacity = 0
+        self._provisional = 0  # rows that the last forward left behind the committed ones
+        self.dropped = [0] * len(layout.layers)  # per layer: tokens of the text that a view has no rows of
+        self.seam = 0  # tokens of the text when a view was taken: behind them no row is missing
 
     @property
     def base(self) -> int:
@@ -98,21 +114,29 @@ class KVCache:
     def private_bytes(self) -> int:
         return self._capacity * self.layout.bytes_per_row
 
-    def reserve(self, length: int, new: int, layers: tuple[int, ...] | None) -> None:
-        """Make room for `new` provisional rows behind `length` committed ones in the layers that will run."""
-        self.ran = layers if layers is not None else tuple(range(len(self.lengths)))
-        for layer in self.ran:
-            if self.lengths[layer] != length:
+    def reserve(self, length: int, new: int, layers: tuple[int, ...] | None, since: int = 0) -> None:
+        """Make room for `new` provisional rows behind those of `length` committed tokens in the layers that will run;
+        the first `since` of them are there already."""
+        ran = layers if layers is not None else tuple(range(len(self.lengths)))
+        if since > (self._provisional if ran == self.ran else 0):
+            raise ValueError(
+                f"nodes before {since} were not scored by the last forward of this sequence in these layers"
+            )
+        self.ran = ran
+        for layer in ran:
+            held = self.lengths[layer] + self.dropped[layer]
+            if held != length:
                 raise ValueError(
-                    f"layer {layer} holds {self.lengths[layer]} of {length} rows because earlier forwards skipped it; "
+                    f"layer {layer} holds {held} of {length} rows because earlier forwards skipped it; "
                     "roll the sequence back to the mark before they ran, or keep skipping that layer"
                 )
-        needed = length - self.base + new
+        needed = max((self.lengths[layer] for layer in ran), default=0) - self.base + new
         if needed > self._capacity:
-            self._grow(max(needed, 2 * self._capacity, SMALLEST))
+            self._grow(max(needed, 2 * self._capacity, SMALLEST), since)
+        self._provisional = new
 
-    def _grow(self, capacity: int) -> None:
-        used = min(self._capacity, max(self.lengths) - self.base)
+    def _grow(self, capacity: int, since: int = 0) -> None:
+        used = min(self._capacity, max(self.lengths) - self.base + since)
         buffers = self.layout.empty(capacity)
         if used > 0:
             for (keys, values), (old_keys, old_values) in zip(buffers, self._buffers, strict=True):
@@ -124,9 +148,10 @@ class KVCache:
             for group, index in self.layout.slot
         ]
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write provisional rows (1, G, n, d); returns the private rows so far, provisional ones included."""
-        start = self.lengths[layer] - self.base
+    def append(self, layer: int, keys: Tensor, values: Tensor, since: int = 0) -> tuple[Tensor, Tensor]:
+        """Write provisional rows (1, G, n, d) behind `since` others; returns the private rows so far, provisional ones
+        included."""
+        start = self.lengths[layer] - self.base + since
         end = start + keys.shape[2]
         own_keys, own_values = self._layers[layer]
         own_keys[:, :, start:end] = keys
@@ -136,20 +161,30 @@ class KVCache:
     @torch.inference_mode()  # as in the forward: its buffers may only be written in that mode
     def commit(self, path: list[int]) -> None:
         """Keep the provisional rows numbered in `path`, in that order, in every layer that ran."""
-        start = self.lengths[self.ran[0]] - self.base
-        end = start + len(path)
         if path != list(range(len(path))):
-            rows = [start + node for node in path]
-            for keys, values in self._buffers:
-                # Layers that did not run are moved along: rows behind their length mean nothing.
-                keys[:, :, start:end] = keys[:, :, rows]
-                values[:, :, start:end] = values[:, :, rows]
+            if any(self.dropped):  # layers of a view differ in length
+                for layer in self.ran:
+                    self._move(self._layers[layer], self.lengths[layer], path)
+            else:
+                for pair in self._buffers:
+                    # Layers that did not run are moved along: rows behind their length mean nothing.
+                    self._move(pair, self.lengths[self.ran[0]], path)
         for layer in self.ran:
             self.lengths[layer] += len(path)
+        self._provisional = 0
+
+    def _move(self, pair: tuple[Tensor, Tensor], length: int, path: list[int]) -> None:
+        start = length - self.base
+        rows = [start + node for node in path]
+        for part in pair:
+            part[:, :, start : start + len(path)] = part[:, :, rows]
 
     def truncate(self, length: int) -> None:
-        """Forget every row at or behind position `length`, in every layer."""
-        self.lengths = [min(own, length) for own in self.lengths]
+        """Forget every row of position `length` and behind, in every layer."""
+        if length < self.seam:
+            raise ValueError(f"a view taken at {self.seam} tokens cannot be cut to {length}: take another one")
+        self._provisional = 0
+        self.lengths = [min(own, length - left_out) for own, left_out in zip(self.lengths, self.dropped, strict=True)]
         if length < self.base:
             # The private rows are gone as well; a fresh buffer must not overwrite rows that others share.
             kept = [piece for piece in self.shared if piece.start < length]
@@ -174,6 +209,7 @@ class KVCache:
             self._buffers, self._layers, self._capacity = [], [], 0
         other = KVCache(self.layout)
         other.shared, other.lengths, other.ran = self.shared, list(self.lengths), self.ran
+        other.dropped, other.seam = list(self.dropped), self.seam
         if length > other.base:
             other._grow(max(own, SMALLEST))
             for (keys, values), (old_keys, old_values) in zip(other._buffers, self._buffers, strict=True):
@@ -185,6 +221,67 @@ class KVCache:
         """Give the memory back; the sequence is empty afterwards."""
         self.shared, self._buffers, self._layers, self._capacity = (), [], [], 0
         self.lengths = [0] * len(self.lengths)
+        self.dropped = [0] * len(self.lengths)
+        self.seam = self._provisional = 0
+
+    def past(self, layer: int, rows: int) -> list[tuple[Tensor, Tensor]]:
+        """The first `rows` rows of a layer as parts: keys and values (1, G, part, d) of the shared pieces, then of the
+        private rows."""
+        parts = [self.piece(piece, layer) for piece in self.shared]
+        return [*parts, self.private(layer, rows - self.base)] if rows > self.base else parts
+
+    @torch.inference_mode()
+    def view(self, kept: Mapping[int, Tensor], turn: Turn | None = None) -> KVCache:
+        """A copy that has only some rows: of the layers in `kept` those rows (k,) or (G, k), ascending; of other layers
+        all. Rows keep their positions, so that later ones follow where the text goes on. With `turn` the rows move up
+        instead: keys (1, G, k, d) of `positions` are turned to positions 0 .. k - 1, and nothing counts as left out.
+        """
+        other = KVCache(self.layout)
+        other.ran = self.ran
+        other._grow(max(max(self.lengths), SMALLEST))
+        for layer, length in enumerate(self.lengths):
+            if length == 0:
+                continue
+            parts = self.past(layer, length)
+            keys, values = (torch.cat([part[i] for part in parts], 2) for i in (0, 1))
+            rows = kept.get(layer)
+            if rows is not None:
+                rows = rows.to(keys.device)
+                index = rows.expand(keys.shape[1], -1) if rows.ndim == 1 else rows
+                keys, values = (
+                    part.gather(2, index[None, :, :, None].expand(1, -1, -1, part.shape[-1])) for part in (keys, values)
+                )
+                if turn is not None:
+                    keys = turn(layer, keys, index[0])
+                else:
+                    other.dropped[layer] = length - keys.shape[2]
+                    other.seam = length
+            count = other.lengths[layer] = keys.shape[2]
+            own_keys, own_values = other._layers[layer]
+            own_keys[:, :, :count] = keys
+            own_values[:, :, :count] = values
+        return other
+
+    @torch.inference_mode()
+    def follow(self, other: KVCache, start: int, stop: int) -> None:
+        """Take over the rows of positions [start, stop) from another cache of the same text, behind the own ones."""
+        self._provisional = 0
+        for layer, (length, left_out) in enumerate(zip(self.lengths, self.dropped, strict=True)):
+            if length + left_out != start:
+                raise ValueError(
+                    f"layer {layer} ends at position {length + left_out}, so rows from {start} do not follow"
+                )
+        need = max(self.lengths) + stop - start - self.base
+        if need > self._capacity:
+            self._grow(max(need, 2 * self._capacity))
+        for layer, length in enumerate(self.lengths):
+            parts = other.past(layer, stop)
+            at = length - self.base
+            for own, theirs in zip(
+                self._layers[layer], (torch.cat([p[i] for p in parts], 2) for i in (0, 1)), strict=True
+            ):
+                own[:, :, at : at + stop - start] = theirs[:, :, start:stop]
+            self.lengths[layer] = length + stop - start
 
     def private(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
         """The first `rows` private rows of a layer: keys and values (1, G, rows, d)."""

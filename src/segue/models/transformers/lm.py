@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -20,10 +20,11 @@ from segue.models.cost import Cost, cost_of
 from segue.models.lm import LM, Ask
 from segue.models.sequence import Sequence
 from segue.models.transformers.attention import Item, Plan, following
-from segue.models.transformers.kv import KVCache, Layout
+from segue.models.transformers.kv import KVCache, Layout, Turn
 from segue.models.transformers.layers import skipping
 from segue.models.transformers.quantized import QUANTIZED
 from segue.models.transformers.stack import Stack
+from segue.models.transformers.turn import find_turn
 
 
 class TransformersLM(LM):
@@ -46,11 +47,13 @@ class TransformersLM(LM):
         self.network = network
         self._stack = stack
         self._alone = alone
+        self._turn: Turn | None = None
         self.layout = layout
         self.name = name
         self.tokenizer = tokenizer
         self.vocab_size = int(config.vocab_size)
         self.context_length = context_length
+        self.layers = len(layout.layers)
         self.eos_ids = _eos_ids(network)
         self.weight_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
         self.weight_bytes += sum(getattr(m, "weight_bytes", 0) for m in network.modules())
@@ -98,12 +101,17 @@ class TransformersLM(LM):
         quantize = self.precision if self.precision in QUANTIZED else None
         return {"dtype": self.dtype, "device": str(self.device), "quantize": quantize}
 
+    def turn(self) -> Turn:
+        if self._turn is None:
+            self._turn = find_turn(self.network)
+        return self._turn
+
     def sequence(self) -> Sequence:
         return Sequence(self, KVCache(self.layout))
 
     @torch.inference_mode()  # a seventh faster than no_grad for one row: no version counters
     def forward(self, asks: Seq[Ask]) -> list[Scores]:
-        layers = asks[0][2].layers
+        kind, layers = asks[0][2].kind, asks[0][2].layers
         wrong = [i for i in layers or () if not 0 <= i < len(self.layout.layers)]
         if wrong:
             raise ValueError(f"layer {wrong[0]} does not exist: {self.name} has {len(self.layout.layers)} layers")
@@ -112,19 +120,21 @@ class TransformersLM(LM):
         keep: list[int] = []
         items: list[Item] = []
         for sequence, tree, want in asks:
-            if want.layers != layers:
+            if want.kind != kind:
                 raise ValueError("one forward runs one set of layers: ask for the others in a forward of their own")
+            if want.since and sequence.scored is not tree:
+                raise ValueError("only a tree that was scored and not committed yet can be scored on from a node")
             past, start = len(sequence), len(ids)
             if past + 1 > self.context_length:
                 raise ValueError(f"the context of {self.name} ({self.context_length} tokens) is full")
             cache = sequence.past
             assert isinstance(cache, KVCache)
-            cache.reserve(past, len(tree), layers)
-            ids.extend(tree.tokens)
+            cache.reserve(past, len(tree), layers, want.since)
+            ids.extend(tree.tokens[want.since :])
             # Rows that are only read back may reach over the end; a learned position table has no entry there.
-            positions.extend(min(past + depth, self.context_length - 1) for depth in tree.depths)
-            keep.extend(start + node for node in want.rows(len(tree)))
-            items.append(Item(cache, tree, past, start, len(ids), want.attention))
+            positions.extend(min(past + depth, self.context_length - 1) for depth in tree.depths[want.since :])
+            keep.extend(start + node - want.since for node in want.rows(len(tree)))
+            items.append(Item(cache, tree, past, start, len(ids), want.since, want.attention))
         wants = [want for _, _, want in asks]
         logits, states = self._call(ids, positions, keep, items, wants)
         for sequence, tree, _ in asks:
@@ -137,14 +147,16 @@ class TransformersLM(LM):
         """Logits of the kept rows (R, V) and, where somebody wants one, the hidden states."""
         layers = wants[0].layers
         states = any(w.hidden for w in wants)
+        given = [w.states for w in wants if w.states is not None]
+        entering = torch.cat(given)[None].to(self.dtype) if given else None
         everything = len(keep) == len(ids)
         rows = None if everything else torch.tensor(keep, dtype=torch.long, device=self.device)
         tokens = torch.tensor([ids], device=self.device)
         places = torch.tensor([positions], device=self.device)
         with following(Plan(items, self._alone)), on_threads(self.threads_for(len(ids))):
             if self._stack is not None:
-                return self._stack(tokens, places, rows, layers, states)
-            with skipping(self.network, layers) if layers is not None else nullcontext():
+                return self._stack(tokens, places, rows, layers, states, entering)
+            with skipping(self.network, layers, entering, watch=states) as seen:
                 out = self.network(
                     input_ids=tokens,
                     position_ids=places,
@@ -152,7 +164,7 @@ class TransformersLM(LM):
                     logits_to_keep=0 if rows is None else rows,
                     output_hidden_states=states,
                 )
-        return out.logits[0], out.hidden_states or ()
+        return out.logits[0], [*seen, out.hidden_states[-1]] if states else ()
 
     def _split(self, logits: Tensor, states: Seq[Tensor], items: list[Item], wants: list[Want]) -> list[Scores]:
         packed = PackedLogits(logits)

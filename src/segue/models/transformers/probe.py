@@ -156,8 +156,9 @@ class Recorder(KVCache):
     def __init__(self, layers: int) -> None:
         super().__init__(Layout((), (), ()))
         self.lengths = [0] * layers
+        self.dropped = [0] * layers
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, layer: int, keys: Tensor, values: Tensor, since: int = 0) -> tuple[Tensor, Tensor]:
         return keys, values
 
 

@@ -32,11 +32,17 @@ class Stack:
     head: Callable[[Tensor], Tensor]
 
     def __call__(
-        self, ids: Tensor, positions: Tensor, keep: Tensor | None, layers: Sequence[int] | None, states: bool
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        keep: Tensor | None,
+        layers: Sequence[int] | None,
+        states: bool,
+        entering: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Logits (rows, V) of the rows `keep` (all where None) of ids (1, T), and the hidden states where wanted. Only
-        `layers` run."""
-        hidden = self.embed(ids)
+        `layers` run; the first of them is given `entering` (1, T, D) instead of the embeddings."""
+        hidden = self.embed(ids) if entering is None else entering
         turns = self.rotary(hidden, position_ids=positions) if self.rotary is not None else None
         seen = [hidden]
         for block in self.blocks if layers is None else [self.blocks[i] for i in layers]:
@@ -44,7 +50,7 @@ class Stack:
             if states:
                 seen.append(hidden)
         if states:
-            seen[-1] = self.norm(hidden)
+            seen.append(self.norm(hidden))
         return self.head(self.norm(hidden if keep is None else hidden[:, keep]))[0], seen
 
 

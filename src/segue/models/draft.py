@@ -1,0 +1,78 @@
+"""A draft model that reads along with a run: one token at a time for chains, level by level for trees.
+
+Its past is cut to what the target accepted. A tree grows in place: nodes that were scored already are not run again,
+and the accepted ones become the draft's past without another forward. (A backend that keeps no rows of an open tree
+scores the whole tree again instead.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from torch import Tensor
+
+from segue.data import DraftTree, Scores, Want
+from segue.models.companion import fit
+from segue.models.run import Forward, Prefill, Request, Run
+from segue.models.sequence import Mark, Sequence
+
+
+class Draft:
+    """What a run keeps of its draft model. `sequence` may be one of another model or a view of the target's own."""
+
+    def __init__(self, sequence: Sequence, vocab_size: int) -> None:
+        sequence.drafts = True
+        self.sequence = sequence
+        self.vocab_size = vocab_size  # the target's
+        self._tree: DraftTree | None = None  # this round's nodes, behind the text that was missing
+        self._offset = 0  # where the round's root lies in it
+
+    def room(self, run: Run) -> int:
+        """Tokens that the draft's context has left."""
+        return self.sequence.lm.context_length - len(run.ids)
+
+    def read(self, ids: list[int]) -> Generator[Request, Scores, Tensor]:
+        """Read what is missing of `ids` and keep it; the draft's logits (V,) after the last id."""
+        missing = ids[len(self.sequence) :]
+        if len(self.sequence) == 0:
+            scores = yield Prefill(self.sequence, missing, Want(logits="last"))
+        else:
+            scores = yield Forward(self.sequence, DraftTree.chain(missing), Want(logits="last"))
+            self.sequence.commit(list(range(len(missing))))
+        return fit(scores.row(-1), self.vocab_size)
+
+    def rows(self, ids: list[int], tree: DraftTree) -> Generator[Request, Scores, list[Tensor]]:
+        """Logits (V,) after every node of `tree`, whose root is the last of `ids`, that this round has not scored yet,
+        in order. Further nodes may be added to the tree between calls."""
+        if self._tree is None:
+            missing = ids[len(self.sequence) : -1]
+            if len(self.sequence) == 0 and missing:
+                yield Prefill(self.sequence, missing, Want(logits="none"))
+                missing = []
+            self._tree = DraftTree.chain([*missing, ids[-1]])
+            self._offset = len(missing)
+            since = 0
+        else:
+            since = len(self._tree)
+        known = len(self._tree) - self._offset
+        for node in range(known, len(tree)):
+            self._tree.add(self._offset + tree.parents[node], tree.tokens[node])
+        first = since or self._offset
+        nodes = range(first, len(self._tree))
+        scores = yield Forward(self.sequence, self._tree, Want(logits=tuple(nodes), since=since))
+        return [fit(scores.row(node), self.vocab_size) for node in nodes]
+
+    def settle(self, sequence: Sequence, tokens: list[int]) -> None:
+        """After a round: keep the nodes of the accepted `tokens` (root first) that were scored here, and forget what
+        the target's `sequence` does not have."""
+        if self._tree is not None:
+            children = self._tree.children()
+            path = list(range(self._offset + 1))
+            for token in tokens[1:]:
+                match = next((c for c in children[path[-1]] if self._tree.tokens[c] == token), None)
+                if match is None:
+                    break
+                path.append(match)
+            self.sequence.commit(path)
+            self._tree = None
+        self.sequence.rollback(Mark(min(len(self.sequence), len(sequence)), None))
