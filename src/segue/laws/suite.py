@@ -24,7 +24,8 @@ from segue.models.method import Method
 # What a need on a card is met with, given the target: the values of the fields that name it.
 Companions = Mapping[str, Callable[[LM], dict[str, Any]]]
 WORDLESS: Companions = {"a tokenizer": lambda lm: {"cue": ""} if lm.tokenizer is None else {}}
-ORDINARY: Companions = {"a draft model": lambda lm: {"draft": neighbour(lm)}, **WORDLESS}
+SHORT: Companions = {"a long prompt": lambda lm: {"keep": 2, "queries": 2}}  # what is long beside the laws' prompts
+ORDINARY: Companions = {"a draft model": lambda lm: {"draft": neighbour(lm)}, **WORDLESS, **SHORT}
 IDEAL: Companions = {"a draft model": lambda lm: {"draft": lm}, **WORDLESS}  # saves the most forwards
 
 SAMPLED = (

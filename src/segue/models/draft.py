@@ -7,7 +7,8 @@ scores the whole tree again instead.)
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -15,6 +16,43 @@ from segue.data import DraftTree, Scores, Want
 from segue.models.companion import fit
 from segue.models.run import Forward, Prefill, Request, Run
 from segue.models.sequence import Mark, Sequence
+
+Read = Callable[[list[int]], Generator[Request, Scores, Tensor]]  # all ids so far -> the draft's logits (V,) after them
+
+
+def chain(run: Run, steps: int, read: Read, source: str, least: float = 0.0) -> Generator[Request, Scores, DraftTree]:
+    """Draft up to `steps` tokens one by one: the arg-max where the run is greedy, else drawn from q, warped as the
+    target is. Ends behind a token at which the draft's largest probability was below `least`; that token is kept, since
+    to drop it for what it is would bias the samples."""
+    tree = DraftTree.root(run.ids[-1])
+    for step in range(steps):
+        ids = run.ids + tree.tokens[1:]
+        row = yield from read(ids)
+        sure = 1.0
+        if run.target.argmax:
+            if least:
+                sure = float(row.float().softmax(-1).max())
+            tree.add(step, int(row.argmax()), score=sure, source=source)
+        else:
+            tree.q[step] = q = run.target.p(row, ids)
+            sure = float(q.max())
+            tree.add(step, run.chance.index(q), sampled=True, source=source)
+        if sure < least:
+            break
+    return tree
+
+
+@contextmanager
+def drafting(sequence: Sequence) -> Iterator[None]:
+    """Within the context forwards of the target's own sequence are drafts, of which nothing stays: rows are forgotten
+    at its end and skipped layers lose nothing."""
+    mark = sequence.mark()
+    sequence.drafts = True
+    try:
+        yield
+    finally:
+        sequence.drafts = False
+        sequence.rollback(mark)
 
 
 class Draft:

@@ -70,6 +70,15 @@ class LM(ABC):
         """What the cost of a forward depends on, besides name, backend, precision and threads."""
         return {}
 
+    @property
+    def windowed(self) -> frozenset[int]:
+        """Layers that see a window of rows only: a view keeps all rows of these."""
+        return frozenset()
+
+    def kv_heads(self, layer: int) -> int:
+        """Heads of a layer's keys and values."""
+        return 1
+
     def turn(self) -> Any:
         """How cached keys are moved to other positions (models/transformers/turn.py)."""
         raise CapabilityError(f"{self.name} runs in {self.backend}, which cannot move what it has read")

@@ -18,10 +18,12 @@ from segue.models.sequence import Sequence
 
 
 class ToyPast:
-    """The toy reads its context from the tokens, so there is nothing to keep but the count, which catches misuse."""
+    """The toy reads its context from the tokens, so there is nothing to keep but the count, which catches misuse, and
+    whether it is a view that lacks rows."""
 
-    def __init__(self, length: int = 0) -> None:
+    def __init__(self, length: int = 0, partial: bool = False) -> None:
         self.length = length
+        self.partial = partial
 
     def commit(self, path: list[int]) -> None:
         self.length += len(path)
@@ -32,10 +34,11 @@ class ToyPast:
         self.length = length
 
     def fork(self) -> ToyPast:
-        return ToyPast(self.length)
+        return ToyPast(self.length, self.partial)
 
     def view(self, kept: Mapping[int, Tensor], turn: Any = None) -> ToyPast:
-        return ToyPast(len(kept[0]) if turn is not None else self.length)
+        partial = any(rows.shape[-1] < self.length for rows in kept.values())
+        return ToyPast(kept[0].shape[-1] if turn is not None else self.length, partial)
 
     def follow(self, other: ToyPast, start: int, stop: int) -> None:
         self.length = stop
@@ -45,7 +48,11 @@ class ToyPast:
 
 
 class ToyLM(LM):
-    """Next-token logits depend on the last `order` tokens through a seeded random table (V ** order, V), float64."""
+    """Next-token logits depend on the last `order` tokens through a seeded random table (V ** order, V), float64.
+
+    Its layers compute nothing, but each one that is left out, and a past that lacks rows, disturbs the logits, so that
+    drafts of its own differ from it. Hidden states say which the last tokens were.
+    """
 
     def __init__(
         self, vocab_size: int = 4, order: int = 2, seed: int = 0, *, scale: float = 1.5, eos: int | None = None
@@ -59,11 +66,12 @@ class ToyLM(LM):
         self.vocab_size = vocab_size
         self.order = order
         self.context_length = 4096
-        self.layers = 4  # which all compute nothing
+        self.layers = 4
         self.eos_ids = frozenset() if eos is None else frozenset([eos])
         self.forwards = 0
         size = (vocab_size**order, vocab_size)
         self.table = scale * torch.randn(size, generator=generator, dtype=torch.float64)
+        self.disturbance = scale * torch.randn(size, generator=generator, dtype=torch.float64)
 
     def turn(self) -> Any:
         return lambda layer, keys, places: keys
@@ -73,27 +81,37 @@ class ToyLM(LM):
 
     def logits_after(self, context: Seq[int]) -> Tensor:
         """(V,) logits after a context; a short one is padded with token 0 in front."""
+        return self.table[self._index(context)]
+
+    def _index(self, context: Seq[int]) -> int:
         index = 0
         for token in ([0] * self.order + list(context))[-self.order :]:
             index = index * self.vocab_size + token
-        return self.table[index]
+        return index
 
     def forward(self, asks: Seq[Ask]) -> list[Scores]:
         self.forwards += 1
         rows: list[Tensor] = []
-        spans: list[tuple[int, list[int], Want]] = []
+        spans: list[tuple[int, list[int], Want, Tensor, int]] = []
         for sequence, tree, want in asks:
             if not isinstance(sequence.past, ToyPast) or sequence.past.length != len(sequence):
                 raise ValueError("the sequence's past does not match its tokens")
             nodes = want.rows(len(tree))
-            spans.append((len(rows), nodes, want))
-            for node in nodes:
-                rows.append(self.logits_after(sequence.tokens + [tree.tokens[i] for i in tree.path(node)]))
+            missing = 0 if want.layers is None else self.layers - len(want.layers)
+            share = missing / self.layers + 0.5 * sequence.past.partial
+            contexts = [sequence.tokens + [tree.tokens[i] for i in tree.path(node)] for node in range(len(tree))]
+            places = [self._index(context) for context in contexts]
+            states = torch.eye(len(self.table), dtype=torch.float64)[places[want.since :]]
+            spans.append((len(rows), nodes, want, states, len(sequence) + len(tree)))
+            rows += [self.logits_after(contexts[node]) + share * self.disturbance[places[node]] for node in nodes]
             sequence.scored = tree
         packed = PackedLogits(torch.stack(rows) if rows else torch.empty(0, self.vocab_size))
         scores = []
-        for start, nodes, want in spans:
-            mine = Scores(packed, start, nodes)
+        for start, nodes, want, states, seen in spans:
+            mine = Scores(packed, start, nodes, hidden=dict.fromkeys(want.hidden, states))
+            if want.attention is not None:
+                layers, asked = want.attention
+                mine.attention = {layer: torch.full((1, len(asked), seen), 1 / seen) for layer in layers}
             if want.topk:
                 mine.topk = mine.logits.topk(min(want.topk, self.vocab_size)).indices
             scores.append(mine)

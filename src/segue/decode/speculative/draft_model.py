@@ -17,7 +17,7 @@ from segue.card import Card, Claim, Limit, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores
 from segue.decode.speculative.base import Budget, Outcome, Speculative
 from segue.models.companion import companion
-from segue.models.draft import Draft
+from segue.models.draft import Draft, chain
 from segue.models.lm import LM
 from segue.models.run import Request, Run
 
@@ -58,16 +58,8 @@ class DraftModel(Speculative):
         return Draft(companion(run.lm, self.draft).sequence(), run.lm.vocab_size)
 
     def propose(self, run: Run, state: Draft, budget: Budget) -> Generator[Request, Scores, DraftTree]:
-        tree = DraftTree.root(run.ids[-1])
-        for step in range(min(self.gamma, budget.depth, budget.nodes, state.room(run))):
-            row = yield from state.read(run.ids + tree.tokens[1:])
-            if run.target.argmax:
-                tree.add(step, int(row.argmax()), source="draft_model")
-                continue
-            q = run.target.p(row, run.ids + tree.tokens[1:])
-            tree.q[step] = q
-            tree.add(step, run.chance.index(q), sampled=True, source="draft_model")
-        return tree
+        steps = min(self.gamma, budget.depth, budget.nodes, state.room(run))
+        return chain(run, steps, state.read, "draft_model")
 
     def observe(self, run: Run, state: Draft, outcome: Outcome) -> None:
         state.settle(run.sequence, [outcome.tree.tokens[node] for node in outcome.path])

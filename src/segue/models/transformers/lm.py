@@ -22,6 +22,7 @@ from segue.models.sequence import Sequence
 from segue.models.transformers.attention import Item, Plan, following
 from segue.models.transformers.kv import KVCache, Layout, Turn
 from segue.models.transformers.layers import skipping
+from segue.models.transformers.probe import look
 from segue.models.transformers.quantized import QUANTIZED
 from segue.models.transformers.stack import Stack
 from segue.models.transformers.turn import find_turn
@@ -100,6 +101,13 @@ class TransformersLM(LM):
             return {}
         quantize = self.precision if self.precision in QUANTIZED else None
         return {"dtype": self.dtype, "device": str(self.device), "quantize": quantize}
+
+    @cached_property
+    def windowed(self) -> frozenset[int]:
+        return frozenset(i for i, (_, _, form) in enumerate(look(self.network, 0)) if form.window is not None)
+
+    def kv_heads(self, layer: int) -> int:
+        return self.layout.layers[layer].kv_heads
 
     def turn(self) -> Turn:
         if self._turn is None:

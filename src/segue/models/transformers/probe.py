@@ -140,6 +140,17 @@ def _score(network: PreTrainedModel, cache: KVCache, tree: DraftTree) -> Tensor:
     return logits[0]
 
 
+@torch.no_grad()
+def look(network: PreTrainedModel, position: int) -> list[tuple[Tensor, Tensor, Form]]:
+    """What every layer's attention is given of one token that is read alone: key, value (1, G, 1, d) and its form."""
+    count = network.config.get_text_config().num_hidden_layers
+    plan = Plan([Item(Recorder(count), DraftTree.root(1), 0, 0, 1)], seen={})
+    with following(plan):
+        network(**_inputs(network, torch.tensor([1]), [position]), use_cache=False)
+    assert plan.seen is not None
+    return [plan.seen[layer] for layer in range(count)]
+
+
 def positions_and_tree(network: PreTrainedModel) -> list[tuple[dict[str, Tensor], DraftTree]]:
     """Inputs of short forwards at the start and at the end of the context, with their tree: what an exchanged part is
     tried on."""

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.data import CapabilityError, DraftTree
-from segue.models.transformers.attention import Item, Plan, following
+from segue.data import CapabilityError
 from segue.models.transformers.kv import Turn
-from segue.models.transformers.probe import Recorder
+from segue.models.transformers.probe import look
 
 PLACE = 5  # where the tried token is read a second time
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -56,17 +55,6 @@ def _turned(rotary: Any, keys: Tensor, steps: Tensor) -> Tensor:
     return torch.cat((out.to(keys.dtype), keys[..., width:]), -1)
 
 
-@torch.no_grad()
 def _keys(network: Any, position: int) -> list[Tensor]:
     """What every layer caches of one token read alone at a position: its state is the same wherever it stands."""
-    count = network.config.get_text_config().num_hidden_layers
-    device = network.get_input_embeddings().weight.device
-    plan = Plan([Item(Recorder(count), DraftTree.root(1), 0, 0, 1)], seen={})
-    with following(plan):
-        network(
-            input_ids=torch.tensor([[1]], device=device),
-            position_ids=torch.tensor([[position]], device=device),
-            use_cache=False,
-        )
-    assert plan.seen is not None
-    return [plan.seen[layer][0] for layer in range(count)]
+    return [key for key, _, _ in look(network, position)]

@@ -1,0 +1,1 @@
+"""Decoding with fewer layers where a token does not need them all."""
