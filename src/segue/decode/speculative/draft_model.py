@@ -55,7 +55,7 @@ class DraftModel(Speculative):
         return tokens * companion(run.lm, self.draft).cost.step(run.sharing) / run.sharing
 
     def start(self, run: Run) -> Sequence:
-        sequence = companion(run.lm, self.draft).sequence()
+        sequence = companion(run.lm, self.draft).reading(run.source)
         sequence.drafts = True
         return sequence
 

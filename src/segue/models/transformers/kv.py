@@ -75,10 +75,19 @@ class Shared:
     layer_rows: tuple[int, ...]  # per layer: rows present, fewer where the layer was skipped
 
 
+@dataclass(slots=True)
+class Source:
+    """A text that a decoder reads: its ids, and once encoded the keys and values of each decoder layer. Nobody writes
+    to them again."""
+
+    ids: list[int]
+    rows: list[tuple[Tensor, Tensor]] | None = None  # (1, G, S, d) and (1, G, S, d')
+
+
 class KVCache:
     """The past of one sequence."""
 
-    __slots__ = ("_buffers", "_capacity", "_layers", "layout", "lengths", "ran", "shared")
+    __slots__ = ("_buffers", "_capacity", "_layers", "layout", "lengths", "ran", "shared", "source")
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -88,6 +97,7 @@ class KVCache:
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._layers: list[tuple[Tensor, Tensor]] = []  # of every layer its part (1, G, rows, d) of the buffers
         self._capacity = 0
+        self.source: Source | None = None  # what the decoder of an encoder-decoder reads besides: forks share it
 
     @property
     def base(self) -> int:
@@ -174,6 +184,7 @@ class KVCache:
             self._buffers, self._layers, self._capacity = [], [], 0
         other = KVCache(self.layout)
         other.shared, other.lengths, other.ran = self.shared, list(self.lengths), self.ran
+        other.source = self.source
         if length > other.base:
             other._grow(max(own, SMALLEST))
             for (keys, values), (old_keys, old_values) in zip(other._buffers, self._buffers, strict=True):
@@ -185,6 +196,8 @@ class KVCache:
         """Give the memory back; the sequence is empty afterwards."""
         self.shared, self._buffers, self._layers, self._capacity = (), [], [], 0
         self.lengths = [0] * len(self.lengths)
+        if self.source is not None:
+            self.source = Source(self.source.ids)
 
     def private(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
         """The first `rows` private rows of a layer: keys and values (1, G, rows, d)."""

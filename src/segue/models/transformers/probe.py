@@ -47,7 +47,7 @@ def probe(network: PreTrainedModel, check: bool = True) -> tuple[Layout, int]:
     except (AttributeError, TypeError, RuntimeError, IndexError, KeyError, ValueError) as error:
         raise CapabilityError(f"{family} cannot take Segue's packed forward ({error}): {WAY_OUT}") from error
     if reference is not None:
-        _compare(family, reference, ours, network.dtype)
+        compare(family, reference, ours, network.dtype)
     return layout, min(context, window or context)
 
 
@@ -187,7 +187,7 @@ def _unseen_window(network: PreTrainedModel, seen: dict[int, tuple[Tensor, Tenso
     return None if torch.equal(*rows) else window
 
 
-def _compare(family: str, reference: Tensor, ours: Tensor, dtype: torch.dtype) -> None:
+def compare(family: str, reference: Tensor, ours: Tensor, dtype: torch.dtype) -> None:
     reference, ours = reference.float(), ours.float()
     scale = max(float(reference.std()), 1e-3)
     difference = float((reference - ours).abs().mean()) / scale
