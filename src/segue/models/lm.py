@@ -111,6 +111,10 @@ class LM(ABC):
         """Forget what drafters learned from earlier requests."""
         self.stores.clear()
 
+    def longest_prompt(self, new: int) -> int:
+        """Tokens that a prompt may have where `new` ones are to follow it."""
+        return self.context_length - new - 1
+
     def check_prompt(self, tokens: Seq[int]) -> None:
         """Raise ValueError where a prompt cannot be run."""
         if len(tokens) == 0:

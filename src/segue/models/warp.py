@@ -33,9 +33,7 @@ class Target:
     """p of one request: what a token is drawn from after a prefix. Also applied to draft models, as exactness asks.
     `own` are the processors that the model itself asks for."""
 
-    def __init__(
-        self, settings: Settings, lm: LM, prompt_length: int, own: Iterable[hf.LogitsProcessor] = ()
-    ) -> None:
+    def __init__(self, settings: Settings, lm: LM, prompt_length: int, own: Iterable[hf.LogitsProcessor] = ()) -> None:
         self.greedy = settings.temperature == 0
         self._vocab_size = lm.vocab_size
         self._history = hf.LogitsProcessorList()

@@ -133,9 +133,7 @@ def _read(name: str, path: str, how: dict[str, Any], options: dict[str, Any]) ->
     try:
         config = _guard(name, lambda: AutoConfig.from_pretrained(path, **options))
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        network, report = _guard(
-            name, lambda: kind.from_pretrained(path, output_loading_info=True, **how, **options)
-        )
+        network, report = _guard(name, lambda: kind.from_pretrained(path, output_loading_info=True, **how, **options))
         tokenizer = _tokenizer(path, options)
     finally:
         transformers_logging.set_verbosity(level)

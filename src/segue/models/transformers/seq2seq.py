@@ -130,7 +130,9 @@ class Parts:
         self._cache.is_updated = dict.fromkeys(range(self.layers), True)
         width = self.network.get_decoder().get_input_embeddings().weight.shape[1]
         like = self.network.get_input_embeddings().weight
-        self._encoded = BaseModelOutput(last_hidden_state=torch.zeros(1, 1, width, dtype=like.dtype, device=like.device))
+        self._encoded = BaseModelOutput(
+            last_hidden_state=torch.zeros(1, 1, width, dtype=like.dtype, device=like.device)
+        )
 
     def encode(self, ids: Tensor, start: int) -> list[list[tuple[Tensor, Tensor]]]:
         """Per text of ids (B, S) and decoder layer the cross-attention's keys and values (1, G, S, d)."""
@@ -324,6 +326,9 @@ class Seq2SeqLM(TransformersLM):
         past = KVCache(self.layout)
         past.source = source
         return Sequence(self, past)
+
+    def longest_prompt(self, new: int) -> int:
+        return self.source_length
 
     def check_prompt(self, tokens: Seq[int]) -> None:
         if len(tokens) == 0:
