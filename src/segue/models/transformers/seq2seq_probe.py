@@ -18,10 +18,12 @@ from transformers import AttentionInterface, EncoderDecoderCache, PreTrainedMode
 
 from segue.data import CapabilityError, DraftTree, Want
 from segue.models.transformers.kv import LayerShape, Layout
+from segue.models.transformers.lean import swap_norms
 from segue.models.transformers.linear import LeanLinear, Make, is_linear
-from segue.models.transformers.norm import lean_norm
 from segue.models.transformers.probe import WAY_OUT, compare
-from segue.models.transformers.seq2seq import NAME, Parts, Seq2SeqLM, Through, attending, attention, nothing
+from segue.models.transformers.seq2seq import Seq2SeqLM
+from segue.models.transformers.seq2seq_attention import NAME, attending, attention, nothing
+from segue.models.transformers.seq2seq_parts import Parts, Through
 
 UNBOUNDED = 4096  # tokens of a source or an output where positions are relative, which have no end
 TEXT = 8  # decoder tokens of the comparison
@@ -40,8 +42,7 @@ def wrap_seq2seq(
     try:
         _switch(network, NAME)
         lm = _build(network, start_ids, name, options)
-        # Taken also where nothing is compared: a network that cannot be driven is to be told at load.
-        ours = _ours(lm)
+        ours = _ours(lm)  # also where nothing is compared: what cannot be driven is to be told at load
     except CapabilityError as error:
         raise CapabilityError(f"{family}: {error}; {WAY_OUT}") from None
     except _FAILURES as error:
@@ -50,8 +51,10 @@ def wrap_seq2seq(
         compare(family, reference, ours, network.dtype)
     if make is not None:
         _make_lean(network, make, lm)
-        lm = Seq2SeqLM(lm.parts, lm.layout, start_ids, lm.source_length, context_length=lm.context_length, name=name,
-                       **options)  # fmt: skip
+        options |= {"context_length": lm.context_length, "name": name}  # once more, since it counts weights
+        lm = Seq2SeqLM(lm.parts, lm.layout, start_ids, lm.source_length, **options)
+        if reference is not None and options.get("quantize") is None:
+            compare(family, reference, _ours(lm), network.dtype)
     return lm
 
 
@@ -88,11 +91,8 @@ def _reference(network: PreTrainedModel, family: str, start_ids: tuple[int, ...]
     try:
         _switch(network, "eager")
         for source, text in _texts(network):
-            out = network(
-                input_ids=torch.tensor([source], device=device),
-                decoder_input_ids=torch.tensor([[*start_ids, *text]], device=device),
-                use_cache=False,
-            )
+            ids, decoder_ids = (torch.tensor([t], device=device) for t in (source, [*start_ids, *text]))
+            out = network(input_ids=ids, decoder_input_ids=decoder_ids, use_cache=False)
             rows.append(out.logits[0, PREFIX - 1 :])
     except _FAILURES as error:
         raise CapabilityError(f"{family} does not run as a text-to-text model ({error}): {WAY_OUT}") from error
@@ -171,7 +171,9 @@ def _watch(network: Any, cache_name: str) -> tuple[dict[int, tuple[Tensor, Tenso
     for token in _ordinary(network):
         handed.clear()
         gave: dict[nn.Module, Any] = {}
-        hooks = [part.register_forward_hook(lambda m, _, out: gave.update({m: out})) for part in _outside(network)]
+        hooks = [
+            part.register_forward_hook(lambda m, _, out, gave=gave: gave.update({m: out})) for part in _outside(network)
+        ]
         try:
             with attending(record):
                 _decoder_forward(network, cache_name, PREFIX, token)
@@ -279,11 +281,7 @@ def _computes(module: Any, bias: Tensor) -> bool:
 def _make_lean(network: Any, make: Make, lm: Seq2SeqLM) -> None:
     """Exchange norms and linear layers as for causal models (lean.py). Whether a kind of block takes another module
     for its linears is tried once per kind: some look at a weight themselves, and keep their own."""
-    for parent in list(network.modules()):
-        for name, part in list(parent.named_children()):
-            other = lean_norm(part) if _is_norm(part) else None
-            if other is not None:
-                setattr(parent, name, other)
+    swap_norms(network)
     kinds: dict[tuple[type, str], list[nn.Module]] = {}
     for parent in network.modules():
         for name, child in parent.named_children():
@@ -299,8 +297,3 @@ def _make_lean(network: Any, make: Make, lm: Seq2SeqLM) -> None:
             continue
         for parent in parents[1:]:
             setattr(parent, name, LeanLinear(getattr(parent, name), make))
-
-
-def _is_norm(part: nn.Module) -> bool:
-    named = list(part.named_parameters())
-    return [name for name, _ in named] == ["weight"] and named[0][1].ndim == 1 and not list(part.children())
