@@ -157,10 +157,11 @@ def neighbour(lm: LM, seed: int = 1) -> LM:
 
 
 def _shake(model: Any, spread: float, seed: int, keep: float = 1.0) -> Any:
-    """Add noise to `keep` times all matrices and biases. The generator is ours: the same seed is the same network."""
+    """Add noise to `keep` times all matrices and biases, sinusoidal tables excepted. The generator is ours: the same
+    seed is the same network."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim >= 2 or name.endswith("bias"):
+            if weight.requires_grad and (weight.ndim >= 2 or name.endswith("bias")):
                 weight.mul_(keep).add_(torch.randn(weight.shape, generator=generator) * spread)
     return model

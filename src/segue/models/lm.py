@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from segue.data import DraftTree, Scores, Want
+from segue.data import DraftTree, Scores, Settings, Want
 from segue.models.cost import FLAT, Cost
 from segue.models.sequence import Sequence
 
@@ -103,8 +103,9 @@ class LM(ABC):
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
-    def constraints(self, source: Seq[int], length: int) -> list[Any]:
-        """transformers' processors that the model itself asks for in a text of at most `length` tokens."""
+    def constraints(self, settings: Settings, source: Seq[int], length: int) -> list[Any]:
+        """transformers' processors that the model itself asks for, beside the settings of a request, in a text of at
+        most `length` tokens."""
         return []
 
     def reset_stores(self) -> None:

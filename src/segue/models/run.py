@@ -73,7 +73,7 @@ class Run:
         self.chance: Chance = source if source is not None else chance.Generator(settings.seed)
         self.text = TextStream(lm, self.ids, settings.stop)
         self.max_tokens = min(settings.max_tokens, lm.context_length - self.prompt_length)
-        own = lm.constraints(self.source, self.prompt_length + self.max_tokens)
+        own = lm.constraints(settings, self.source, self.prompt_length + self.max_tokens)
         self.target = Target(settings, lm, self.prompt_length, own)
         self.sequence = lm.reading(self.source)
         self.first: Scores | None = None  # set where another run has read the prompt for this one

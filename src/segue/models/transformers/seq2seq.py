@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.data import CapabilityError, Scores, Want
+from segue.data import CapabilityError, Scores, Settings, Want
 from segue.models.lm import Ask
 from segue.models.sequence import Sequence
 from segue.models.transformers.attention import Item, Plan
@@ -84,13 +84,15 @@ class Seq2SeqLM(TransformersLM):
                 "shorten it or use a model with a longer context"
             )
 
-    def constraints(self, source: Seq[int], length: int) -> list[Any]:
+    def constraints(self, settings: Settings, source: Seq[int], length: int) -> list[Any]:
         """transformers' own processors for what the checkpoint's generation config forces, forbids or penalises.
         `length` is the most tokens that the decoder will have, start tokens included."""
         config = copy.deepcopy(self.network.generation_config)
         if config is None:
             return []
         config.do_sample, config.num_beams, config.max_length = False, 1, length
+        if settings.repetition_penalty != 1:  # instead of its own
+            config.repetition_penalty = None
         ends = sorted(self.eos_ids)
         config._eos_token_tensor = torch.tensor(ends, device=self.device) if ends else None
         read = torch.tensor([list(source)], device=self.device)
