@@ -1,4 +1,4 @@
-"""The command line on an encoder-decoder: the prompt is its source, with the tokens that its tokenizer puts around it."""
+"""The command line on an encoder-decoder: the prompt is its source, ended as its tokenizer ends one."""
 
 from __future__ import annotations
 

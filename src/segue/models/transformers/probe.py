@@ -31,8 +31,6 @@ def probe(network: PreTrainedModel, check: bool = True) -> tuple[Layout, int]:
     """
     family = network.config.model_type
     config = network.config.get_text_config()
-    if getattr(network.config, "is_encoder_decoder", False):
-        raise CapabilityError(f"{family} is an encoder-decoder; Segue decodes causal language models: {WAY_OUT}")
     context = _context(family, config)
     _check_layers(family, config)
     tokens = torch.arange(1, 9) * 7 % config.vocab_size
