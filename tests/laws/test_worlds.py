@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from segue.data import DraftTree, Settings, Want
-from segue.laws.worlds import FAMILIES, neighbour, network, network_world, toy_world
+from segue.laws.worlds import FAMILIES, TEXT_TO_TEXT, neighbour, network, network_world, toy_world
 from segue.models.lm import LM
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *TEXT_TO_TEXT])
 def test_networks_write_varied_texts_and_have_neighbours(family: str) -> None:
     state = torch.get_rng_state()
     world = network_world(family)
@@ -27,7 +27,7 @@ def first_tokens(lm: LM) -> list[int]:
     return scores.argmax()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *TEXT_TO_TEXT])
 def test_a_seed_is_a_network_whatever_was_drawn_before(family: str) -> None:
     torch.manual_seed(1)
     first = network(family, seed=3)

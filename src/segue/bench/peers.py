@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from segue.bench.contest import Row
 from segue.data import Settings, Stats
@@ -41,7 +41,8 @@ class Transformers:
             **how,
             **self.options,
         )
-        return [int(t) for t in out[0, len(prompt) :]], None
+        first = 1 if self.network.config.is_encoder_decoder else len(prompt)  # a start token, or the prompt
+        return [int(t) for t in out[0, first:]], None
 
     def forget(self) -> None:
         pass
@@ -52,7 +53,9 @@ def transformers_peers(source: str, dtype: torch.dtype, device: torch.device, dr
 
     def bare(path: str) -> Any:
         place = str(EMBEDDED / path) if (EMBEDDED / path).is_dir() else path
-        return AutoModelForCausalLM.from_pretrained(place, dtype=dtype).to(device).eval()
+        pair = AutoConfig.from_pretrained(place).is_encoder_decoder
+        kind = AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM
+        return kind.from_pretrained(place, dtype=dtype).to(device).eval()
 
     network = bare(source)
     peers = [
@@ -73,7 +76,12 @@ def margins(network: Any, prompts: list[list[int]], rows: list[Row]) -> dict[str
         for prompt, ours, theirs in zip(prompts, row.tokens, rows[0].tokens, strict=True):
             at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
             if at is not None:
-                ids = torch.tensor([[*prompt, *theirs[:at]]], device=network.device)
-                logits = network(ids).logits[0, -1].float()
+                if network.config.is_encoder_decoder:
+                    start = network.generation_config.decoder_start_token_id
+                    texts = {"input_ids": prompt, "decoder_input_ids": [start, *theirs[:at]]}
+                else:
+                    texts = {"input_ids": [*prompt, *theirs[:at]]}
+                ids = {name: torch.tensor([text], device=network.device) for name, text in texts.items()}
+                logits = network(**ids).logits[0, -1].float()
                 found.setdefault(row.name, []).append(float(logits[theirs[at]] - logits[ours[at]]))
     return found

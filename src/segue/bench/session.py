@@ -122,7 +122,7 @@ def measure(
             f"the contest is against transformers, which does not run {model.lm.name}: name the checkpoint with -m, "
             "and its GGUF form in the methods, e.g. auto@llama.cpp/q8_0"
         )
-    room = model.lm.context_length - plan.settings.max_tokens - 1
+    room = model.lm.longest_prompt(plan.settings.max_tokens)
     ids = [model.lm.encode(prompt) for prompt in plan.suite.prompts]
     prompts = [prompt[-room:] for prompt in ids]
     setting = _setting(plan, model, sum(len(prompt) > room for prompt in ids))

@@ -54,7 +54,7 @@ def tune(
     forms = [form for form in forms if (form.backend, form.precision) != own]
     pool = tuning.candidates(names, draft is not None, seed, forms)
     loaded = {None: lm} | {form: segue.model(model, **form.options()) for form in forms}
-    room = lm.lm.context_length - max_tokens - 1
+    room = lm.lm.longest_prompt(max_tokens)
     ids = [lm.encode(prompt)[-room:] for prompt in chosen.prompts]
 
     def make(candidate: tuning.Candidate) -> Ours:

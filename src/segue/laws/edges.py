@@ -61,6 +61,8 @@ def edges(lm: LM, oracle: Oracle, prompt: Sequence[int]) -> list[Edge]:
     if isinstance(oracle, TableOracle):
         penalties = Settings(max_tokens=14, presence_penalty=0.7, frequency_penalty=0.4)
         found.append(Edge("presence and frequency penalties", text, penalties))
+    if lm.start_ids and lm.context_length <= 256:
+        found.append(Edge("the decoder filled to the last row", text, Settings(max_tokens=500)))
     if lm.context_length <= 256:
         full = (text * lm.context_length)[-lm.context_length :]
         found.append(Edge("context filled to the last row", full[:-5], Settings(max_tokens=5)))

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from segue.data import FinishReason, Settings
 from segue.laws.enumerate import Law
@@ -45,7 +45,7 @@ def endings(lm: LM, settings: Settings) -> set[int]:
 
 def room(lm: LM, prompt: Sequence[int], settings: Settings) -> int:
     """Tokens that may be written after a prompt."""
-    return min(settings.max_tokens, lm.context_length - len(prompt))
+    return min(settings.max_tokens, lm.context_length - len(getattr(lm, "start_ids", ()) or prompt))
 
 
 class NetworkOracle:
@@ -60,8 +60,13 @@ class NetworkOracle:
         if network is None and not isinstance(lm, TransformersLM):
             raise ValueError(f"{lm.name} is no transformers network: give the one that it was made from")
         self._network: Any = copy.deepcopy(lm.network) if network is None else network  # type: ignore[attr-defined]
-        self._network.set_attn_implementation("eager")
-        self._network.generation_config = GenerationConfig()
+        for part in self._network.modules():  # an encoder or decoder may have a configuration of its own
+            if isinstance(part, PreTrainedModel):
+                part.set_attn_implementation("eager")
+        # What an encoder-decoder's own configuration forces or forbids is part of the model; ends are given each time.
+        self._network.generation_config = copy.deepcopy(self._network.generation_config) if lm.start_ids else None
+        self._network.generation_config = self._network.generation_config or GenerationConfig()
+        self._network.generation_config.eos_token_id = None
         self._known: dict[str, Answer] = {}
 
     def answer(self, prompt: Sequence[int], settings: Settings) -> Answer:
@@ -73,7 +78,8 @@ class NetworkOracle:
         if settings.presence_penalty or settings.frequency_penalty or settings.bad_words or settings.stop:
             raise ValueError("transformers has no presence or frequency penalty, and this oracle no strings")
         limits = {self._limit([prompt], settings) for prompt in prompts}
-        if settings.repetition_penalty != 1 or settings.logit_bias or settings.min_tokens or len(limits) > 1:
+        alone = settings.repetition_penalty != 1 or settings.logit_bias or settings.min_tokens
+        if alone or self._lm.start_ids or len(limits) > 1:
             together = 1
         keys = [
             repr((list(prompt), self._limit([prompt], settings), self._ends(settings), settings)) for prompt in prompts
@@ -113,7 +119,8 @@ class NetworkOracle:
         )
         logits, scores = torch.stack(out.logits, 1), torch.stack(out.scores, 1)
         found = []
-        for row, output in enumerate(out.sequences[:, width:].tolist()):
+        first = len(self._lm.start_ids) or width
+        for row, output in enumerate(out.sequences[:, first:].tolist()):
             last = next((i for i, token in enumerate(output) if token in ends), None)
             tokens = output if last is None else output[: last + 1]
             reason: FinishReason = "length" if last is None else "stop"

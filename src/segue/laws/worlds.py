@@ -10,7 +10,18 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MarianConfig,
+    Qwen2Config,
+    Qwen3Config,
+    T5Config,
+)
 
 from segue.laws.oracle import NetworkOracle, Oracle, TableOracle
 from segue.models.cost import FLAT
@@ -20,6 +31,10 @@ from segue.models.transformers.lm import TransformersLM
 from segue.models.transformers.load import wrap
 
 FAMILIES = ("llama", "gpt2", "gemma2", "qwen3")
+# Encoder-decoders, with the spread of their weights and factors for embeddings and for queries and keys: such as make
+# texts of many tokens that depend on the source. With plain noise they repeat one token.
+TEXT_TO_TEXT = {"t5": (0.3, 0.1, 4.0), "t5-gated": (0.3, 1.0, 1.0), "bart": (0.1, 1.0, 6.0), "marian": (0.1, 1.0, 6.0)}
+_SHARP = (".q.", ".k.", "q_proj", "k_proj", "relative_attention_bias")
 VOCABULARY = 96
 CONTEXT = 96
 LENGTHS = (2, 7, 19, 33)  # of the prompts of a network world
@@ -37,7 +52,8 @@ class World:
 
 def network(family: str, seed: int = 0) -> Any:
     """A two-layer network with random weights: grouped queries (llama), learned positions (gpt2), sliding windows
-    (gemma2 with soft-caps, qwen3)."""
+    (gemma2 with soft-caps, qwen3). Encoder-decoders: relative positions (t5), learned ones and a forced first token
+    (bart), sinusoidal ones and a forbidden token (marian); both force the end of text where there is no more room."""
     sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None}
     block: dict[str, Any] = {
         "hidden_size": 32,
@@ -46,6 +62,12 @@ def network(family: str, seed: int = 0) -> Any:
         "num_attention_heads": 4,
     }
     block |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": CONTEXT, "pad_token_id": None}
+    pair: dict[str, Any] = {"d_model": 32, "max_position_embeddings": CONTEXT, "pad_token_id": 0}
+    pair["tie_word_embeddings"] = False  # a tied head repeats the last token for ever in so small a network
+    for half in ("encoder", "decoder"):
+        pair |= {f"{half}_layers": 2, f"{half}_attention_heads": 4, f"{half}_ffn_dim": 48}
+    t5: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    t5 |= {"vocab_size": VOCABULARY, "eos_token_id": None, "decoder_start_token_id": 0}
     configs = {
         "llama": lambda: LlamaConfig(**sizes, **block),
         "gpt2": lambda: GPT2Config(**sizes, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT),
@@ -54,12 +76,27 @@ def network(family: str, seed: int = 0) -> Any:
         ),
         "qwen2": lambda: Qwen2Config(**sizes, **{k: v for k, v in block.items() if k != "head_dim"}),
         "qwen3": lambda: Qwen3Config(**sizes, **block, use_sliding_window=True, sliding_window=8, max_window_layers=1),
+        "t5": lambda: T5Config(**t5),
+        "t5-gated": lambda: T5Config(**t5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+        "bart": lambda: BartConfig(**sizes, **pair, decoder_start_token_id=2, forced_eos_token_id=2),
+        "marian": lambda: MarianConfig(**sizes, **pair, decoder_start_token_id=0, forced_eos_token_id=3),
     }
     if family not in configs:
         raise ValueError(f"no tiny network of family {family!r}: there are {', '.join(configs)}")
+    kind = AutoModelForSeq2SeqLM if family in TEXT_TO_TEXT else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(configs[family]()).float().eval()
-    return _shake(model, _SPREAD, seed, keep=0.0)
+        model = kind.from_config(configs[family]()).float().eval()
+    if family == "bart":
+        model.generation_config.forced_bos_token_id = 5
+    if family == "marian":  # as its checkpoints do with the padding, which starts their decoder
+        model.generation_config.bad_words_ids = [[0]]
+    spread, embeddings, sharpness = TEXT_TO_TEXT.get(family, (_SPREAD, 1.0, 1.0))
+    _shake(model, spread, seed, keep=0.0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            factor = sharpness if any(part in name for part in _SHARP) else 1.0
+            weight.mul_(embeddings if name == "shared.weight" else factor)
+    return model
 
 
 def network_world(family: str, seed: int = 0) -> World:
@@ -120,10 +157,11 @@ def neighbour(lm: LM, seed: int = 1) -> LM:
 
 
 def _shake(model: Any, spread: float, seed: int, keep: float = 1.0) -> Any:
-    """Add noise to `keep` times all matrices and biases. The generator is ours: the same seed is the same network."""
+    """Add noise to `keep` times all matrices and biases, sinusoidal tables excepted. The generator is ours: the same
+    seed is the same network."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim >= 2 or name.endswith("bias"):
+            if weight.requires_grad and (weight.ndim >= 2 or name.endswith("bias")):
                 weight.mul_(keep).add_(torch.randn(weight.shape, generator=generator) * spread)
     return model

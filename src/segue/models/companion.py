@@ -41,6 +41,12 @@ def _load(target: LM, path: str) -> LM:
 
 
 def _check(target: LM, draft: LM) -> None:
+    if bool(target.start_ids) != bool(draft.start_ids):
+        kinds = {True: "an encoder-decoder", False: "a decoder alone"}
+        raise ValueError(
+            f"{draft.name} cannot draft for {target.name}: it is {kinds[bool(draft.start_ids)]}, and the target is "
+            f"{kinds[bool(target.start_ids)]}; a draft model must read and write what its target does"
+        )
     if target.tokenizer is not None and draft.tokenizer is not None:
         ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
         differing = sum(theirs.get(token) != number for token, number in ours.items())

@@ -63,7 +63,7 @@ class Engine:
 
     def add(self, run: Run, decoder: Decoder[None]) -> Job:
         """Queue a run. Raises ValueError where it could never be admitted."""
-        job = Job(run, decoder, run.prompt_length + run.max_tokens + TREE_ROWS)
+        job = Job(run, decoder, len(run.source) + run.prompt_length + run.max_tokens + TREE_ROWS)
         need = job.rows * run.lm.bytes_per_row
         most = run.lm.kv_rows
         if most is not None and job.rows > most:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from segue.data import CapabilityError, DraftTree, Scores, Want
+from segue.data import CapabilityError, DraftTree, Scores, Settings, Want
 from segue.models.cost import FLAT, Cost
 from segue.models.sequence import Sequence
 
@@ -16,7 +16,8 @@ Ask = tuple[Sequence, DraftTree, Want]
 
 
 class LM(ABC):
-    """A causal language model: a transformers model, a GGUF file run by llama.cpp, or an enumerable toy."""
+    """A language model: a transformers model, a GGUF file run by llama.cpp, or an enumerable toy. Of an encoder-decoder
+    the sequences are the decoder's, and the prompt is what its encoder reads."""
 
     name: str
     backend: str  # who runs it, e.g. "transformers"
@@ -32,6 +33,7 @@ class LM(ABC):
     kv_rows: int | None = None  # cache rows that all its sequences share; None where memory is the only limit
     most_leaves: int | None = None  # leaves that one tree may have; None for any number
     most_running: int | None = None  # requests that may be open at a time
+    start_ids: tuple[int, ...] = ()  # an encoder-decoder writes on from these; elsewhere text goes on from the prompt
     threads: int = 0  # that all its forwards run on; 0 leaves that to what was measured, or to the process
 
     def __init__(self) -> None:
@@ -87,6 +89,13 @@ class LM(ABC):
     def sequence(self) -> Sequence:
         """A new, empty sequence."""
 
+    def reading(self, source: Seq[int]) -> Sequence:
+        """A new, empty sequence over a source, which an encoder-decoder reads beside the tokens of its own text. Other
+        models have no source."""
+        if source:
+            raise ValueError(f"{self.name} has no encoder: it cannot write from a source of {len(source)} tokens")
+        return self.sequence()
+
     @abstractmethod
     def forward(self, asks: Seq[Ask]) -> list[Scores]:
         """Score the trees of several sequences at once. Their rows stay provisional until each sequence commits."""
@@ -108,19 +117,32 @@ class LM(ABC):
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
+    def constraints(self, settings: Settings, source: Seq[int], length: int) -> list[Any]:
+        """transformers' processors that the model itself asks for, beside the settings of a request, in a text of at
+        most `length` tokens."""
+        return []
+
     def reset_stores(self) -> None:
         """Forget what drafters learned from earlier requests."""
         self.stores.clear()
+
+    def longest_prompt(self, new: int) -> int:
+        """Tokens that a prompt may have where `new` ones are to follow it."""
+        return self.context_length - new - 1
 
     def check_prompt(self, tokens: Seq[int]) -> None:
         """Raise ValueError where a prompt cannot be run."""
         if len(tokens) == 0:
             raise ValueError("the prompt is empty: give at least one token (the begin-of-text id starts from nothing)")
-        bad = next((t for t in tokens if not 0 <= t < self.vocab_size), None)
-        if bad is not None:
-            raise ValueError(f"token id {bad} is outside the vocabulary of {self.name} (0 to {self.vocab_size - 1})")
+        self.check_vocabulary(tokens)
         if len(tokens) >= self.context_length:
             raise ValueError(
                 f"the prompt has {len(tokens)} tokens, but {self.name} has a context of {self.context_length}: "
                 "shorten the prompt or use a model with a longer context"
             )
+
+    def check_vocabulary(self, tokens: Seq[int]) -> None:
+        """Raise ValueError where an id is none of this model's."""
+        bad = next((t for t in tokens if not 0 <= t < self.vocab_size), None)
+        if bad is not None:
+            raise ValueError(f"token id {bad} is outside the vocabulary of {self.name} (0 to {self.vocab_size - 1})")

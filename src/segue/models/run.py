@@ -54,7 +54,11 @@ Decoder = Generator[Request, Scores, T]
 
 
 class Run:
-    """State of one request. `ids` is the prompt and the output so far; the last id is the pending token."""
+    """State of one request. `ids` is the prompt and the output so far; the last id is the pending token.
+
+    Of an encoder-decoder the prompt is `source`, and `ids` starts with what its decoder starts with. `seen` is all text
+    so far, source and ids: what a drafter may copy from. Elsewhere it is `ids` itself.
+    """
 
     def __init__(
         self, lm: LM, prompt: list[int], settings: Settings, *, method: str = "", source: Chance | None = None
@@ -62,13 +66,16 @@ class Run:
         lm.check_prompt(prompt)
         self.lm = lm
         self.settings = settings
-        self.prompt_length = len(prompt)
-        self.ids = list(prompt)
+        self.source = list(prompt) if lm.start_ids else []
+        self.ids = list(lm.start_ids or prompt)
+        self.seen = [*self.source, *self.ids] if self.source else self.ids
+        self.prompt_length = len(self.ids)
         self.chance: Chance = source if source is not None else chance.Generator(settings.seed)
-        self.target = Target(settings, lm, len(prompt))
-        self.text = TextStream(lm, prompt, settings.stop)
-        self.max_tokens = min(settings.max_tokens, lm.context_length - len(prompt))
-        self.sequence = lm.sequence()
+        self.text = TextStream(lm, self.ids, settings.stop)
+        self.max_tokens = min(settings.max_tokens, lm.context_length - self.prompt_length)
+        own = lm.constraints(settings, self.source, self.prompt_length + self.max_tokens)
+        self.target = Target(settings, lm, self.prompt_length, own)
+        self.sequence = lm.reading(self.source)
         self.first: Scores | None = None  # set where another run has read the prompt for this one
         self.finish_reason: FinishReason | None = None
         self.logprobs: list[TokenLogprob] | None = None if settings.logprobs is None else []
@@ -113,6 +120,8 @@ class Run:
             self.stats.first_token_seconds = time.perf_counter() - self.started
         for token, node in zip(tokens, nodes, strict=True):
             self.ids.append(token)
+            if self.source:
+                self.seen.append(token)
             self.stats.tokens += 1
             if self.logprobs is not None:
                 self.logprobs.append(self._logprob(token, scores.row(node)))

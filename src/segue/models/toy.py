@@ -66,7 +66,7 @@ class ToyLM(LM):
         self.vocab_size = vocab_size
         self.order = order
         self.context_length = 4096
-        self.layers = 4
+        self.layers = 8
         self.eos_ids = frozenset() if eos is None else frozenset([eos])
         self.forwards = 0
         size = (vocab_size**order, vocab_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from transformers.generation import logits_process as hf
@@ -28,13 +30,15 @@ class OccurrencePenalty(hf.LogitsProcessor):  # type: ignore[misc]
 
 
 class Target:
-    """p of one request: what a token is drawn from after a prefix. Also applied to draft models, as exactness asks."""
+    """p of one request: what a token is drawn from after a prefix. Also applied to draft models, as exactness asks.
+    `own` are the processors that the model itself asks for."""
 
-    def __init__(self, settings: Settings, lm: LM, prompt_length: int) -> None:
+    def __init__(self, settings: Settings, lm: LM, prompt_length: int, own: Iterable[hf.LogitsProcessor] = ()) -> None:
         self.greedy = settings.temperature == 0
         self._vocab_size = lm.vocab_size
         self._history = hf.LogitsProcessorList()
         self._add_history(settings, lm, prompt_length)
+        self._history.extend(own)  # what is forced comes last, as in transformers
         self._local = hf.LogitsProcessorList()
         if not self.greedy:
             self._add_warpers(settings)

@@ -195,10 +195,10 @@ class Choice:
 
 def kind_of(run: Run) -> str:
     """What sort of request this is, from the end of its prompt: requests of one kind share what was learned."""
-    text = run.lm.decode(run.ids[-200:])
+    text = run.lm.decode(run.seen[-200:])
     share = sum(c in CODE for c in text) / max(len(text), 1)
     form = "code" if share > CODE_SHARE else "conversation" if "\n" in text else "prose"
-    length = "long" if run.prompt_length >= LONG else "short"
+    length = "long" if len(run.seen) >= LONG else "short"
     return f"{form}, {length}, {'greedy' if run.target.argmax else 'sampled'}"
 
 

@@ -55,7 +55,7 @@ class DraftModel(Speculative):
         return tokens * companion(run.lm, self.draft).cost.step(run.sharing) / run.sharing
 
     def start(self, run: Run) -> Draft:
-        return Draft(companion(run.lm, self.draft).sequence(), run.lm.vocab_size)
+        return Draft(companion(run.lm, self.draft).reading(run.source), run.lm.vocab_size)
 
     def propose(self, run: Run, state: Draft, budget: Budget) -> Generator[Request, Scores, DraftTree]:
         steps = min(self.gamma, budget.depth, budget.nodes, state.room(run))

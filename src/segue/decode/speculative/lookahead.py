@@ -70,14 +70,14 @@ class Lookahead(Speculative):
 
     def start(self, run: Run) -> Window:
         source = random.Random(run.settings.seed or 0)
-        first = [source.choice(run.ids) for _ in range(self.window + self.level - 3)] if self.window else []
+        first = [source.choice(run.seen) for _ in range(self.window + self.level - 3)] if self.window else []
         return Window([first], source)
 
     def propose(self, run: Run, state: Window, budget: Budget) -> DraftTree:
         if self.prompt_pool:
-            for end in range(max(state.pooled, self.level), len(run.ids) + 1):
-                self._pool(state, tuple(run.ids[end - self.level : end]))
-            state.pooled = len(run.ids) + 1
+            for end in range(max(state.pooled, self.level), len(run.seen) + 1):
+                self._pool(state, tuple(run.seen[end - self.level : end]))
+            state.pooled = len(run.seen) + 1
         known = list(reversed(state.pool.get(run.ids[-1], {})))
         paths = [guess[: budget.depth] for guess in known[: self.guesses]]
         tree = DraftTree.root(run.ids[-1])
@@ -102,7 +102,7 @@ class Lookahead(Speculative):
         tokens = [[outcome.tree.tokens[node] for node in row] for row in nodes]
         argmax = outcome.scores.argmax()
         new = [argmax[node] for node in nodes[-1]]
-        new = [state.random.choice(run.ids) if token in run.lm.eos_ids else token for token in new]
+        new = [state.random.choice(run.seen) if token in run.lm.eos_ids else token for token in new]
         if len(tokens) < self.level - 1:  # still filling: every column moves one place
             state.rows = [tokens[0][2:], *(row[1:] for row in tokens[1:]), new[1:]]
             return

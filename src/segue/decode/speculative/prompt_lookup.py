@@ -1,6 +1,6 @@
 """Prompt lookup: the draft is what followed the same n-gram earlier in the text.
 
-1. Index every n-gram (n = max_ngram .. 1) of the prompt and the output by where it ended last.
+1. Index every n-gram (n = max_ngram .. 1) of the prompt (or source) and the output by where it ended last.
 2. Look up the last n tokens, longest n first.
 3. Propose, as one chain, the tokens that followed the match.
 4. Verify; add the new tokens' n-grams to the index.
@@ -51,17 +51,17 @@ class PromptLookup(Speculative):
         return Index()
 
     def propose(self, run: Run, state: Index, budget: Budget) -> DraftTree:
-        self._extend(state, run.ids)
-        for n in range(min(self.max_ngram, len(run.ids) - 1), 0, -1):
-            end = state.ends.get(tuple(run.ids[-n:]))
+        self._extend(state, run.seen)
+        for n in range(min(self.max_ngram, len(run.seen) - 1), 0, -1):
+            end = state.ends.get(tuple(run.seen[-n:]))
             if end is not None:
                 length = min(self.draft_tokens, budget.nodes, budget.depth)
-                period = len(run.ids) - end  # a match that reaches to the end goes on as it did since
-                guess = [run.ids[end + i % period] for i in range(length)]
-                tree = DraftTree.chain([run.ids[-1], *guess], source="prompt_lookup")
+                period = len(run.seen) - end  # a match that reaches to the end goes on as it did since
+                guess = [run.seen[end + i % period] for i in range(length)]
+                tree = DraftTree.chain([run.seen[-1], *guess], source="prompt_lookup")
                 tree.score = [1.0] + [n / (n + 1)] * length  # a longer match is a better one
                 return tree
-        return DraftTree.root(run.ids[-1])
+        return DraftTree.root(run.seen[-1])
 
     def _extend(self, index: Index, ids: list[int]) -> None:
         """Index every n-gram that something follows; the text's own last n-gram is the query."""

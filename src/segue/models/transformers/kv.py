@@ -12,58 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segue.models.transformers.layout import Layout
+
 SMALLEST = 64  # rows of a fresh buffer
 Turn = Callable[[int, Tensor, Tensor], Tensor]  # layer, keys (1, G, k, d), their positions (k,) -> keys of 0 .. k - 1
-
-
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """What one layer keeps for each token."""
-
-    kv_heads: int
-    key_width: int
-    value_width: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def bytes(self) -> int:
-        return self.kv_heads * (self.key_width + self.value_width) * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The cache shape of a model; layers of one shape lie in one buffer, so that commit and growth are two copies."""
-
-    layers: tuple[LayerShape, ...]
-    groups: tuple[LayerShape, ...]
-    slot: tuple[tuple[int, int], ...]  # layer -> (group, index in the group's buffer)
-
-    @classmethod
-    def of(cls, layers: list[LayerShape]) -> Layout:
-        groups = list(dict.fromkeys(layers))
-        counts = [0] * len(groups)
-        slot = []
-        for shape in layers:
-            group = groups.index(shape)
-            slot.append((group, counts[group]))
-            counts[group] += 1
-        return cls(tuple(layers), tuple(groups), tuple(slot))
-
-    @property
-    def bytes_per_row(self) -> int:
-        return sum(shape.bytes for shape in self.layers)
-
-    def empty(self, rows: int) -> list[tuple[Tensor, Tensor]]:
-        """Per group the keys (L, G, rows, d) and values (L, G, rows, d')."""
-        buffers = []
-        for group, shape in enumerate(self.groups):
-            count = sum(1 for g, _ in self.slot if g == group)
-            size = (count, shape.kv_heads, rows)
-            keys = torch.empty(*size, shape.key_width, dtype=shape.dtype, device=shape.device)
-            values = torch.empty(*size, shape.value_width, dtype=shape.dtype, device=shape.device)
-            buffers.append((keys, values))
-        return buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +27,15 @@ class Shared:
     start: int
     rows: int
     layer_rows: tuple[int, ...]  # per layer: rows present, fewer where the layer was skipped
+
+
+@dataclass(slots=True)
+class Source:
+    """A text that a decoder reads: its ids, and once encoded the keys and values of each decoder layer. Nobody writes
+    to them again."""
+
+    ids: list[int]
+    rows: list[tuple[Tensor, Tensor]] | None = None  # (1, G, S, d) and (1, G, S, d')
 
 
 class KVCache:
@@ -91,6 +52,7 @@ class KVCache:
         "ran",
         "seam",
         "shared",
+        "source",
     )
 
     def __init__(self, layout: Layout) -> None:
@@ -104,6 +66,7 @@ class KVCache:
         self._provisional = 0  # rows that the last forward left behind the committed ones
         self.dropped = [0] * len(layout.layers)  # per layer: tokens of the text that a view has no rows of
         self.seam = 0  # tokens of the text when a view was taken: behind them no row is missing
+        self.source: Source | None = None  # what the decoder of an encoder-decoder reads besides: forks share it
 
     @property
     def base(self) -> int:
@@ -210,6 +173,7 @@ class KVCache:
         other = KVCache(self.layout)
         other.shared, other.lengths, other.ran = self.shared, list(self.lengths), self.ran
         other.dropped, other.seam = list(self.dropped), self.seam
+        other.source = self.source
         if length > other.base:
             other._grow(max(own, SMALLEST))
             for (keys, values), (old_keys, old_values) in zip(other._buffers, self._buffers, strict=True):
@@ -223,6 +187,8 @@ class KVCache:
         self.lengths = [0] * len(self.lengths)
         self.dropped = [0] * len(self.lengths)
         self.seam = self._provisional = 0
+        if self.source is not None:
+            self.source = Source(self.source.ids)
 
     def past(self, layer: int, rows: int) -> list[tuple[Tensor, Tensor]]:
         """The first `rows` rows of a layer as parts: keys and values (1, G, part, d) of the shared pieces, then of the
@@ -237,7 +203,7 @@ class KVCache:
         instead: keys (1, G, k, d) of `positions` are turned to positions 0 .. k - 1, and nothing counts as left out.
         """
         other = KVCache(self.layout)
-        other.ran = self.ran
+        other.ran, other.source = self.ran, self.source
         other._grow(max(max(self.lengths), SMALLEST))
         for layer, length in enumerate(self.lengths):
             if length == 0:

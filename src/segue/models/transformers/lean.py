@@ -100,10 +100,15 @@ class LeanAttention(nn.Module):
 def make_lean(network: Any, make: Make = dense_or_packed) -> Swapped:
     """Exchange what can be exchanged in `network`, which is driven by Segue's attention already (probe.py). `make`
     builds the products; where it quantizes, parts are compared with exact products before that."""
-    norms = _swap(network, lambda part: lean_norm(part), _is_norm)
+    norms = swap_norms(network)
     feed_forwards = _swap(network, lambda part: _lean_feed_forward(part, make), _is_gated)
     attentions = _swap_attentions(network, make)
     return Swapped(norms, feed_forwards, attentions, swap_linears(network, make))
+
+
+def swap_norms(network: nn.Module) -> int:
+    """Exchange the norms of any network; returns how many."""
+    return _swap(network, lean_norm, _is_norm)
 
 
 def _joined(linears: Iterable[Any], make: Make) -> Product:

@@ -20,8 +20,9 @@ from segue.models.cost import Cost, cost_of
 from segue.models.lm import LM, Ask
 from segue.models.sequence import Sequence
 from segue.models.transformers.attention import Item, Plan, following
-from segue.models.transformers.kv import KVCache, Layout, Turn
+from segue.models.transformers.kv import KVCache, Turn
 from segue.models.transformers.layers import skipping
+from segue.models.transformers.layout import Layout
 from segue.models.transformers.probe import look
 from segue.models.transformers.quantized import QUANTIZED
 from segue.models.transformers.stack import Stack

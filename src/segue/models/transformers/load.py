@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from segue.data import CapabilityError
@@ -20,6 +20,7 @@ from segue.models.transformers.lean import make_lean
 from segue.models.transformers.linear import Make, maker
 from segue.models.transformers.lm import TransformersLM
 from segue.models.transformers.probe import probe
+from segue.models.transformers.seq2seq_probe import wrap_seq2seq
 from segue.models.transformers.stack import find_stack
 
 DTYPES = {
@@ -43,7 +44,7 @@ def load(
     invariant: bool = False,
     **options: Any,
 ) -> TransformersLM:
-    """Load a causal language model.
+    """Load a causal language model, or an encoder-decoder: there the prompt is what the encoder reads.
 
     `source` is a local folder, a hub id, the name of an embedded model ("mini", "mini-draft"), or None for "mini".
     `dtype` defaults to the checkpoint's own, or float32 where the device has no fast bfloat16 (float16 on a CPU counts
@@ -89,8 +90,13 @@ def wrap(
 ) -> TransformersLM:
     """Drive a transformers model that is already in memory. It is switched to Segue's attention; with `make`
     (linear.py) its parts are exchanged for lean ones. `quantize` only names what `make` does to the weights."""
-    layout, context = probe(network, check)
     _check_tokenizer(network, tokenizer)
+    if network.config.is_encoder_decoder:
+        if invariant:
+            raise CapabilityError(f"{network.config.model_type} is an encoder-decoder: leave invariant out")
+        own = name or type(network).__name__
+        return wrap_seq2seq(network, make=make, check=check, name=own, tokenizer=tokenizer, quantize=quantize)
+    layout, context = probe(network, check)
     stack = None
     if make is not None:
         make_lean(network, in_buckets(make) if invariant else make)
@@ -125,9 +131,9 @@ def _read(name: str, path: str, how: dict[str, Any], options: dict[str, Any]) ->
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        network, report = _guard(
-            name, lambda: AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **how, **options)
-        )
+        config = _guard(name, lambda: AutoConfig.from_pretrained(path, **options))
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        network, report = _guard(name, lambda: kind.from_pretrained(path, output_loading_info=True, **how, **options))
         tokenizer = _tokenizer(path, options)
     finally:
         transformers_logging.set_verbosity(level)

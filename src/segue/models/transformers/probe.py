@@ -16,7 +16,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from segue.data import CapabilityError, DraftTree
 from segue.models.transformers import attention
 from segue.models.transformers.attention import Form, Item, Plan, following
-from segue.models.transformers.kv import KVCache, LayerShape, Layout
+from segue.models.transformers.kv import KVCache
+from segue.models.transformers.layout import LayerShape, Layout
 
 WAY_OUT = "use it through transformers' own generate, or choose a model of a family with plain attention layers"
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -31,8 +32,6 @@ def probe(network: PreTrainedModel, check: bool = True) -> tuple[Layout, int]:
     """
     family = network.config.model_type
     config = network.config.get_text_config()
-    if getattr(network.config, "is_encoder_decoder", False):
-        raise CapabilityError(f"{family} is an encoder-decoder; Segue decodes causal language models: {WAY_OUT}")
     context = _context(family, config)
     _check_layers(family, config)
     tokens = torch.arange(1, 9) * 7 % config.vocab_size
@@ -47,7 +46,7 @@ def probe(network: PreTrainedModel, check: bool = True) -> tuple[Layout, int]:
     except (AttributeError, TypeError, RuntimeError, IndexError, KeyError, ValueError) as error:
         raise CapabilityError(f"{family} cannot take Segue's packed forward ({error}): {WAY_OUT}") from error
     if reference is not None:
-        _compare(family, reference, ours, network.dtype)
+        compare(family, reference, ours, network.dtype)
     return layout, min(context, window or context)
 
 
@@ -199,7 +198,7 @@ def _unseen_window(network: PreTrainedModel, seen: dict[int, tuple[Tensor, Tenso
     return None if torch.equal(*rows) else window
 
 
-def _compare(family: str, reference: Tensor, ours: Tensor, dtype: torch.dtype) -> None:
+def compare(family: str, reference: Tensor, ours: Tensor, dtype: torch.dtype) -> None:
     reference, ours = reference.float(), ours.float()
     scale = max(float(reference.std()), 1e-3)
     difference = float((reference - ours).abs().mean()) / scale
