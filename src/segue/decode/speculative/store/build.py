@@ -95,9 +95,9 @@ def _check(texts: list[list[int]], lm: LM, before: int) -> None:
             raise StoreError(f"document {number} has token id {bad}, outside the vocabulary of {lm.name}")
 
 
-@contextmanager
-def _staging(folder: Path, plan: dict[str, Any], force: bool, resume: bool) -> Iterator[Staging]:
-    """The staging folder, locked. After an error it stays, for a build that goes on."""
+def may_build(path: str | os.PathLike[str], force: bool, resume: bool) -> None:
+    """Raise StoreError where something is in the way of a build, before a model is loaded for it."""
+    folder = Path(path)
     staging, retired = staging_of(folder), retired_of(folder)
     if not folder.absolute().parent.is_dir():
         raise StoreError(f"there is no folder {folder.absolute().parent}")
@@ -110,6 +110,13 @@ def _staging(folder: Path, plan: dict[str, Any], force: bool, resume: bool) -> I
             raise StoreError(f"{folder} is there already: --force replaces it once the new one is whole")
     if staging.is_dir() and not (force or resume):
         raise StoreError(f"{staging} is an unfinished build: --resume goes on with it, --force starts afresh")
+
+
+@contextmanager
+def _staging(folder: Path, plan: dict[str, Any], force: bool, resume: bool) -> Iterator[Staging]:
+    """The staging folder, locked. After an error it stays, for a build that goes on."""
+    may_build(folder, force, resume)
+    staging = staging_of(folder)
     staging.mkdir(exist_ok=True)
     with (staging / LOCK).open("w") as lock:
         try:
