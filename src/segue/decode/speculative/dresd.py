@@ -52,6 +52,7 @@ class Dresd(Speculative):
     hits: int = 20  # N: nearest positions that are looked at
     length: int = 10  # L: tokens of a retrieved continuation
     nodes: int = 64  # most tokens of the draft tree
+    sharpness: float = 10.0  # a hit of cosine c weighs exp(sharpness * c) in the choice of nodes; 0: all alike
     filter: bool = True  # keep only hits whose first token is the one just produced
 
     def __post_init__(self) -> None:
@@ -89,10 +90,12 @@ class Dresd(Speculative):
         # After rounds whose states nobody kept (a chooser's plain ones) there is nothing to ask with.
         if state.state is None or state.length != len(run.ids) or length < 1 or nodes < 1:
             return DraftTree.root(token)
-        _, places = state.store.nearest(state.state, self.hits)
+        near, places = state.store.nearest(state.state, self.hits)
         if self.filter:
-            places = places[state.store.tokens[places + 1] == token]
-        return trie(token, state.store.follow(places + 2, length), nodes, "dresd")
+            kept = state.store.tokens[places + 1] == token
+            near, places = near[kept], places[kept]
+        weights = np.exp(self.sharpness * (near.astype(np.float64) - 1.0))
+        return trie(token, state.store.follow(places + 2, length), nodes, "dresd", weights)
 
     def observe(self, run: Run, state: Query, outcome: Outcome) -> None:
         state.state, state.length = _row(outcome.scores.hidden[-1][outcome.path[-1]]), len(run.ids)
