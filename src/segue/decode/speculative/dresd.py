@@ -60,6 +60,8 @@ class Dresd(Speculative):
         for name in ("hits", "length", "nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least 1")
+        if not self.sharpness >= 0:
+            raise ValueError(f"sharpness={self.sharpness} is not allowed: at least 0 (0 weighs all hits alike)")
 
     @property
     def needs(self) -> Want:  # type: ignore[override]

@@ -83,8 +83,9 @@ def test_every_position_finds_itself(lm: LM, texts: list[list[int]], tmp_path: P
         for i, state in enumerate(reference(text)[: len(text) - 2] if 2 < len(text) < 95 else []):
             near, places = store.nearest(state, 3)
             assert near[0] == pytest.approx(1.0, abs=1e-5)
-            assert places[0] == begin + i or near[1] > 1 - 1e-5
-            assert store.follow(places[:1] + 1, 4)[0].tolist() == (text[i + 1 :] + [-1] * 4)[:4]
+            same = places[near > 1 - 1e-5]  # documents that begin alike have the same states there
+            assert begin + i in same
+            assert (text[i + 1 :] + [-1] * 4)[:4] in store.follow(same + 1, 4).tolist()
         begin += len(text) + 1
 
 
