@@ -23,7 +23,7 @@ class Want:
     logits: Literal["all", "last", "none"] | tuple[int, ...] = "all"  # nodes whose logits rows come back
     topk: int = 0  # ids of the k largest logits of every node
     hidden: tuple[int, ...] = ()  # states of every new node
-    attention: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # (layers, nodes): their weights over all rows
+    attention: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None  # (layers, nodes or all): weights over rows
     layers: tuple[int, ...] | None = None  # run only these layers
     since: int = 0  # nodes before this one were scored by the sequence's last forward and lie there still
     states: Tensor | None = field(default=None, compare=False)  # (n, D) what enters the first layer that runs

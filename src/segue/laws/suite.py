@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from segue import catalog
@@ -95,6 +95,11 @@ def build(cls: Any, lm: LM, companions: Companions, **values: Any) -> Method:
     own = entry is not None and (entry.module, entry.class_name) == (cls.__module__, cls.__name__)
     method: Method = catalog.build(entry.name, **values) if entry is not None and own else cls(**values)
     return method
+
+
+def refused(method: str, lacking: Collection[str]) -> bool:
+    """Whether a method's card needs something that a backend or a kind of model does not have."""
+    return bool(set(catalog.find(method).card.needs) & set(lacking))
 
 
 def repetitive(world: World) -> list[int]:

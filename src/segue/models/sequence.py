@@ -39,7 +39,7 @@ class Sequence:
     A forward scores a `DraftTree` whose root is the pending token; its rows stay provisional until `commit`.
     """
 
-    __slots__ = ("drafts", "lm", "past", "pending", "scored", "tokens")
+    __slots__ = ("drafts", "lm", "past", "pending", "scored", "taken", "tokens")
 
     def __init__(self, lm: LM, past: Past) -> None:
         self.lm = lm
@@ -47,6 +47,7 @@ class Sequence:
         self.tokens: list[int] = []
         self.pending: int | None = None
         self.scored: DraftTree | None = None  # the tree of the last forward, not committed yet
+        self.taken = 0  # of a view: tokens whose rows are those of the sequence it was taken from
         self.drafts = False  # its forwards are booked as drafting, also where the model is the target itself
 
     def __len__(self) -> int:
@@ -103,17 +104,15 @@ class Sequence:
     def follow(self, other: Sequence) -> None:
         """Give up what was drafted here and take over what `other`, the sequence that this one is a view of, has
         committed since."""
-        agreed = next((i for i, (a, b) in enumerate(zip(self.tokens, other.tokens, strict=False)) if a != b), None)
-        if agreed is None:
-            agreed = min(len(self), len(other))
-        self.rollback(Mark(agreed, None))
-        self.past.follow(other.past, agreed, len(other))
-        self.tokens.extend(other.tokens[agreed:])
-        self.pending = other.pending
+        start = self.taken
+        self.rollback(Mark(start, None))
+        self.past.follow(other.past, start, len(other))
+        self.tokens.extend(other.tokens[start:])
+        self.pending, self.taken = other.pending, len(other)
 
     def _drafting(self, past: Past, tokens: list[int]) -> Sequence:
         other = Sequence(self.lm, past)
-        other.tokens, other.drafts = list(tokens), True
+        other.tokens, other.drafts, other.taken = list(tokens), True, len(tokens)
         return other
 
     def release(self) -> None:

@@ -111,7 +111,9 @@ class ToyLM(LM):
             mine = Scores(packed, start, nodes, hidden=dict.fromkeys(want.hidden, states))
             if want.attention is not None:
                 layers, asked = want.attention
-                mine.attention = {layer: torch.full((1, len(asked), seen), 1 / seen) for layer in layers}
+                mine.attention = {
+                    layer: torch.full((1, seen if asked is None else len(asked), seen), 1 / seen) for layer in layers
+                }
             if want.topk:
                 mine.topk = mine.logits.topk(min(want.topk, self.vocab_size)).indices
             scores.append(mine)

@@ -40,7 +40,7 @@ class Item:
     start: int
     stop: int
     since: int = 0  # the tree's nodes before this one are provisional rows already
-    attention: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # (layers, nodes) whose weights are wanted
+    attention: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None  # (layers, nodes or all): weights wanted
     weights: dict[int, Tensor] = field(default_factory=dict)  # layer -> (H, nodes, rows): where they are put
     masks: dict[tuple[int, int, int | None, torch.device], Tensor | None] = field(default_factory=dict)
 
@@ -285,7 +285,8 @@ def _keep_weights(item: Item, layer: int, q: Tensor, form: Form) -> None:
     mask = item.mask(layer, 0, form.window, q)
     if mask is None and q.shape[2] > 1:
         mask = additive(item.tree.ancestors(), q)
-    nodes = [node - item.since for node in item.attention[1]]
+    wanted = item.attention[1]
+    nodes = [node - item.since for node in (range(item.since, len(item.tree)) if wanted is None else wanted)]
     rows = q[:, :, nodes]
     seen = None if mask is None else mask[nodes]
     item.weights[layer] = torch.softmax(_scores(rows, keys, seen, form), -1)[0]

@@ -143,12 +143,19 @@ class TransformersLM(LM):
             # Rows that are only read back may reach over the end; a learned position table has no entry there.
             positions.extend(min(past + depth, self.context_length - 1) for depth in tree.depths[want.since :])
             keep.extend(start + node - want.since for node in want.rows(len(tree)))
-            items.append(Item(cache, tree, past, start, len(ids), want.since, want.attention))
+            items.append(Item(cache, tree, past, start, len(ids), want.since, self._watched(want)))
         wants = [want for _, _, want in asks]
         logits, states = self._call(ids, positions, keep, items, wants)
         for sequence, tree, _ in asks:
             sequence.scored = tree
         return self._split(logits, states, items, wants)
+
+    def _watched(self, want: Want) -> tuple[tuple[int, ...], tuple[int, ...] | None] | None:
+        """The layers whose attention is wanted, counted from the front, and the nodes."""
+        if want.attention is None:
+            return None
+        layers, nodes = want.attention
+        return tuple(layer % self.layers for layer in layers), nodes
 
     def _call(
         self, ids: list[int], positions: list[int], keep: list[int], items: list[Item], wants: list[Want]
