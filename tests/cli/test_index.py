@@ -53,7 +53,12 @@ def test_a_suffix_store_of_lines_and_texts(call: Call, tiny: Path, lm: Model, co
     told = call("index", "build", corpus, tmp_path / "plain.txt", "-o", out, "-m", tiny, "--json")
     assert told.code == 0, told
     summary = json.loads(told.out)
-    texts = ["the cat sat on the mat", "Ask: why?\nbecause the cat sat", LINES[2]["text"], "a plain text\nof two lines\n"]
+    texts = [
+        "the cat sat on the mat",
+        "Ask: why?\nbecause the cat sat",
+        LINES[2]["text"],
+        "a plain text\nof two lines\n",
+    ]
     assert stream(out) == [lm.encode(text) for text in texts]
     assert summary["documents"] == 4
     assert summary["tokens"] == sum(len(lm.encode(text)) for text in texts)
@@ -67,9 +72,7 @@ def test_a_suffix_store_of_lines_and_texts(call: Call, tiny: Path, lm: Model, co
     assert f"segue index build {corpus} {tmp_path / 'plain.txt'} -o {out} --kind suffix -m {tiny}" in words
 
 
-def test_a_store_of_the_models_own_answers_saves_forwards(
-    call: Call, tiny: Path, lm: Model, tmp_path: Path
-) -> None:
+def test_a_store_of_the_models_own_answers_saves_forwards(call: Call, tiny: Path, lm: Model, tmp_path: Path) -> None:
     write_lines(tmp_path / "p.jsonl", [{"prompt": "Hello there", "response": "unused"}, {"prompt": "What now?"}])
     plain = lm.generate("Hello there", method="plain", max_tokens=40)
     for kind, method in (("suffix", "rest"), ("dense", "dresd")):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
+from segue import catalog
 from segue.data import Settings
-from segue.decode.plain import Plain
 from segue.decode.speculative.store.build import Kind, build
 from segue.decode.speculative.store.dense import Dense
 from segue.decode.speculative.store.suffix import Suffix
@@ -34,12 +34,14 @@ def dense(lm: LM) -> dict[str, Any]:
 
 def texts(lm: LM) -> list[list[int]]:
     """The prompts of the model's world with its greedy answer, and with two that it might give."""
-    ways = [{}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.5, "seed": 2}]
+    ways: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.5, "seed": 2}]
     found = []
     for way in ways:
         settings = Settings(max_tokens=TOKENS, ignore_eos=True, **way)
         asked = prompts(lm)
-        found += [[*p, *a.tokens] for p, a in zip(asked, decode(lm, Plain(), asked, settings), strict=True)]
+        found += [
+            [*p, *a.tokens] for p, a in zip(asked, decode(lm, catalog.build("plain"), asked, settings), strict=True)
+        ]
     return found
 
 

@@ -126,7 +126,7 @@ def test_fields_are_checked(field: str) -> None:
 
 @dataclass
 class Fared:
-    """Drafting on a set of prompts: tokens per target forward after the prompt, and the share of drafted tokens kept."""
+    """Drafting on a set of prompts: tokens per target forward after the prompt, share of drafted tokens kept."""
 
     tokens: float
     acceptance: float

@@ -36,8 +36,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Dresd(Speculative):
-    """Copies from a datastore by likeness of hidden states: no draft model, one store per model. REST looks for equal
-    text and needs no states; this finds what means the same."""
+    """Copies from a datastore by likeness of hidden states: no draft model, one store per model.
+
+    REST looks for equal text and needs no states; this finds what means the same.
+    """
 
     card = Card(
         paper=Paper(id="2502.15572", title="DReSD: Dense Retrieval for Speculative Decoding", year=2025),

@@ -26,7 +26,12 @@ class Rest(Speculative):
 
     card = Card(
         paper=Paper(id="2311.08252", title="REST: Retrieval-Based Speculative Decoding", year=2023),
-        claim=Claim(value=2.36, unit="speed-up", baseline="greedy", setting="7B and 13B, code and text, batch 1, GPU; 1.62 to 2.36"),
+        claim=Claim(
+            value=2.36,
+            unit="speed-up",
+            baseline="greedy",
+            setting="7B and 13B, code and text, batch 1, GPU; 1.62 to 2.36",
+        ),
         exact=(SameTokens(), SameDistribution()),
         needs=("logits", "tree attention", "a datastore"),
         departs="sampled mode by delta proposals, since the draws per path of the original are not exact; of many "

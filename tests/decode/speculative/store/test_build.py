@@ -184,9 +184,7 @@ def edit(file: Path, **changes: Any) -> None:
         (lambda f: (f / "meta.json").unlink(), "is not a datastore"),
     ],
 )
-def test_a_damaged_store_is_refused(
-    damage: Callable[[Path], None], message: str, lm: LM, tmp_path: Path
-) -> None:
+def test_a_damaged_store_is_refused(damage: Callable[[Path], None], message: str, lm: LM, tmp_path: Path) -> None:
     folder = make(tmp_path / "s", lm, Dense(dims=8, search="ivf"))
     assert opened(str(folder), DenseStore).lacks(lm) == ""
     damage(folder)

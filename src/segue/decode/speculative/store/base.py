@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,7 @@ def opened(path: str, cls: type[S]) -> S:
     except OSError:
         read_meta(folder)  # says what is wrong
         raise
-    store = _opened(folder, cls, (state.st_mtime_ns, state.st_ino, state.st_size))
+    store = _opened(folder, cast(Any, cls), (state.st_mtime_ns, state.st_ino, state.st_size))
     assert isinstance(store, cls)
     return store
 
@@ -143,7 +143,9 @@ def check_files(folder: Path, meta: dict[str, Any], thorough: bool) -> None:
         if size is None:
             raise StoreError(f"{folder} is damaged: {name} is missing; build it again")
         if size != facts["bytes"]:
-            raise StoreError(f"{folder} is damaged: {name} has {size} bytes instead of {facts['bytes']}; build it again")
+            raise StoreError(
+                f"{folder} is damaged: {name} has {size} bytes instead of {facts['bytes']}; build it again"
+            )
         if (thorough or total <= VERIFIED) and sha256(file) != facts["sha256"]:
             raise StoreError(f"{folder} is damaged: the contents of {name} have changed; build it again")
 

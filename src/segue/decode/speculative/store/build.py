@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -213,7 +214,8 @@ def _same_plan(file: Path, plan: dict[str, Any], staging: Path) -> None:
 
 
 def _size(facts: dict[str, Any]) -> int:
-    return int(np.prod(facts["shape"])) * np.dtype(facts["dtype"]).itemsize
+    rows: int = math.prod(facts["shape"])
+    return rows * np.dtype(facts["dtype"]).itemsize
 
 
 def _write(file: Path, text: str) -> None:

@@ -237,6 +237,7 @@ def _index(search: str, keys: NDArray[np.float32], file: Path) -> None:
     import faiss
 
     n, dims = keys.shape
+    index: Any
     if search == "hnsw":
         index = faiss.IndexHNSWFlat(dims, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = 200, 128

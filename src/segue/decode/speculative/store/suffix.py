@@ -143,4 +143,5 @@ def _rank(
     first[1:] = key[1:] != key[:-1]
     rank[order[slots]] = slots[np.maximum.accumulate(np.where(first, np.arange(len(key)), 0))]
     alone = first & np.append(first[1:], True)
-    return slots[~alone]
+    tied: NDArray[np.int64] = slots[~alone]
+    return tied
