@@ -214,8 +214,8 @@ def _same_plan(file: Path, plan: dict[str, Any], staging: Path) -> None:
 
 
 def _size(facts: dict[str, Any]) -> int:
-    rows: int = math.prod(facts["shape"])
-    return rows * np.dtype(facts["dtype"]).itemsize
+    size: int = math.prod(facts["shape"]) * np.dtype(facts["dtype"]).itemsize
+    return size
 
 
 def _write(file: Path, text: str) -> None:
