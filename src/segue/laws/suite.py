@@ -11,6 +11,7 @@ from segue.card import Card, Learned, Limit, SameDistribution, SameTarget, SameT
 from segue.data import Settings
 from segue.decode.speculative.base import Speculative
 from segue.laws.base import LawBroken
+from segue.laws.datastore import dense, suffix
 from segue.laws.edges import edges, ending_at
 from segue.laws.less_work import less_work
 from segue.laws.limit import limit
@@ -25,8 +26,9 @@ from segue.models.method import Method
 Companions = Mapping[str, Callable[[LM], dict[str, Any]]]
 WORDLESS: Companions = {"a tokenizer": lambda lm: {"cue": ""} if lm.tokenizer is None else {}}
 SHORT: Companions = {"a long prompt": lambda lm: {"keep": 2, "queries": 2}}  # what is long beside the laws' prompts
-ORDINARY: Companions = {"a draft model": lambda lm: {"draft": neighbour(lm)}, **WORDLESS, **SHORT}
-IDEAL: Companions = {"a draft model": lambda lm: {"draft": lm}, **WORDLESS}  # saves the most forwards
+STORES: Companions = {"a datastore": suffix, "a dense datastore": dense}
+ORDINARY: Companions = {"a draft model": lambda lm: {"draft": neighbour(lm)}, **STORES, **WORDLESS, **SHORT}
+IDEAL: Companions = {"a draft model": lambda lm: {"draft": lm}, **STORES, **WORDLESS}  # saves the most forwards
 
 SAMPLED = (
     Settings(temperature=1.0),

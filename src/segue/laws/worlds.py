@@ -102,18 +102,23 @@ def network(family: str, seed: int = 0) -> Any:
 def network_world(family: str, seed: int = 0) -> World:
     """A tiny network with transformers' generate as the oracle."""
     lm = wrap(network(family, seed), name=f"tiny-{family}-{seed}")
+    return World(_timeless(lm), NetworkOracle(lm), prompts(lm, seed))
+
+
+def prompts(lm: LM, seed: int = 0) -> list[list[int]]:
+    """The prompts of a model's world."""
+    if isinstance(lm, ToyLM):
+        return [[0], [1, 0, 1, 0, 1], [i % lm.vocab_size for i in range(7)]]
     generator = torch.Generator().manual_seed(seed)
-    prompts = [torch.randint(VOCABULARY, (length,), generator=generator).tolist() for length in LENGTHS]
-    return World(_timeless(lm), NetworkOracle(lm), prompts)
+    return [torch.randint(lm.vocab_size, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
 def gguf_world(family: str, seed: int = 0) -> World:
     """The same network as a GGUF file run by llama.cpp, with transformers' generate on the original as the oracle.
     Only for families that llama.cpp knows (without windows: llama and qwen2 of these)."""
     net = network(family, seed)
-    prompts = network_world(family, seed).prompts
     lm = _as_gguf(net, f"tiny-{family}-{seed}")
-    return World(lm, NetworkOracle(lm, net), prompts)
+    return World(lm, NetworkOracle(lm, net), prompts(lm, seed))
 
 
 def _as_gguf(net: Any, name: str) -> LM:
@@ -139,7 +144,7 @@ def toy_world(vocab_size: int = 3, eos: int | None = None, seed: int = 0) -> Wor
     """A table with its exact law; its prompts repeat themselves."""
     lm = ToyLM(vocab_size, 2, seed, eos=eos)
     lm.context_length = 64
-    return World(lm, TableOracle(lm), [[0], [1, 0, 1, 0, 1], [i % vocab_size for i in range(7)]])
+    return World(lm, TableOracle(lm), prompts(lm))
 
 
 def neighbour(lm: LM, seed: int = 1) -> LM:

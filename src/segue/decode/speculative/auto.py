@@ -64,7 +64,8 @@ class Auto(Speculative):
 
     @property
     def needs(self) -> Want:  # type: ignore[override]
-        return Want(topk=max((d.needs.topk for d in self.drafters), default=0))
+        hidden = sorted({state for drafter in self.drafters for state in drafter.needs.hidden})
+        return Want(topk=max((d.needs.topk for d in self.drafters), default=0), hidden=tuple(hidden))
 
     def start(self, run: Run) -> Choice:
         able = {_name(d): d for d in self.drafters if not d.lacks(run.lm)}
