@@ -61,7 +61,6 @@ class Study:
     layer_parameters: int | None
     latency: float  # seconds of a step
     relative_latency: float  # to a step of the target
-    agreement: float  # share of the target's tokens that the draft finds the most likely
     acceptance: list[float]  # at d: share of places from which d + 1 tokens are accepted
     points: list[Point]  # by gamma, from 0
 
@@ -78,7 +77,9 @@ class Study:
         return asdict(self) | {"best_gamma": self.best.gamma, "break_even": self.break_even}
 
 
-def study(trace: Trace, draft: LM, most: int, *, name: str | None = None, progress: Progress = lambda a, b: None) -> Study:
+def study(
+    trace: Trace, draft: LM, most: int, *, name: str | None = None, progress: Progress = lambda a, b: None
+) -> Study:
     """Judge a draft model for gamma = 0 .. most; the target itself is not needed."""
     trace.check_draft(draft)
     if most < 1:
@@ -93,14 +94,12 @@ def study(trace: Trace, draft: LM, most: int, *, name: str | None = None, progre
     points = [_point(trace, draft, found, gamma) for gamma in range(most + 1)]
     shape = shape_of(draft)
     facts = asdict(shape) if shape else dict.fromkeys(("layers", "width", "parameters", "layer_parameters"))
-    places = sum(len(hit) - 1 for hit in found)
     latency = draft.cost.step(1)
     return Study(
         name or draft.name,
         **facts,
         latency=latency,
         relative_latency=latency / trace.cost.step(1),
-        agreement=sum(map(sum, found)) / places,
         acceptance=_survival(found, most),
         points=points,
     )
@@ -184,7 +183,9 @@ def measure(
     """Measured ratios to plain decoding of draft_model with the given gammas, all taking turns on the prompts."""
     pairs = [(name, gamma) for name in drafts for gamma in gammas[name]]
     players = [Ours("plain", model, Plain())]
-    players += [Ours(f"{name} gamma={gamma}", model, DraftModel(draft=drafts[name], gamma=gamma)) for name, gamma in pairs]
+    players += [
+        Ours(f"{name} gamma={gamma}", model, DraftModel(draft=drafts[name], gamma=gamma)) for name, gamma in pairs
+    ]
     prompts = [answer.prompt for answer in trace.answers]
     rows = contest(players, prompts, Settings(max_tokens=trace.max_tokens), rounds=turns, progress=progress)
     measured = []

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import segue
-from segue.cli import bench, chat, convert, doctor, generate, methods, run, train, tune, view
+from segue.cli import bench, chat, convert, doctor, draft_study, generate, methods, run, train, tune, view
 
 BROKEN_PIPE = 128 + 13  # what the shell reports of a program that the signal ended
 INTERRUPTED = 128 + 2
@@ -33,6 +33,7 @@ app.command()(tune.tune)
 app.command()(convert.convert)
 app.command()(train.train)
 app.add_typer(view.app, name="view")
+app.add_typer(draft_study.app, name="draft-study")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,8 +1,8 @@
 """Draft models by depth pruning: chosen layers of a teacher at its full width, as a checkpoint of their own.
 
-What sets a draft model's latency is its depth, so a draft that is to be cheap keeps the width and loses layers (Decoding
-Speculative Decoding, 2402.01528). Embeddings, norms and head stay the teacher's. The folder is a usual transformers
-checkpoint: it can be trained further before it drafts.
+What sets a draft model's latency is its depth, so a draft that is to be cheap keeps the width and loses layers
+(Decoding Speculative Decoding, 2402.01528). Embeddings, norms and head stay the teacher's. The folder is a usual
+transformers checkpoint: it can be trained further before it drafts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def keep_layers(source: str | os.PathLike[str] | None, keep: Sequence[int] | int
     stack = decoder_layers(network)
     count = len(stack)
     chosen = spread(count, keep) if isinstance(keep, int) else check(keep, count, name)
-    ids = torch.randint(network.config.get_text_config().vocab_size, (1, PROBE), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        network.config.get_text_config().vocab_size, (1, PROBE), generator=torch.Generator().manual_seed(0)
+    )
     wanted = _logits(network, ids, tuple(chosen))
     _cut(network, stack, chosen)
     staging = folder.with_name(folder.name + ".new")
@@ -78,7 +81,7 @@ def check(keep: Sequence[int], count: int, name: str) -> list[int]:
     wrong = next((i for i in keep if not 0 <= i < count), None)
     if wrong is not None:
         raise ValueError(f"layer {wrong} does not exist: {name} has {count} layers (0 to {count - 1})")
-    if not keep or any(a >= b for a, b in zip(keep, keep[1:], strict=False)):
+    if not keep or any(a >= b for a, b in pairwise(keep)):
         given = ",".join(map(str, keep)) or "no layer"
         raise ValueError(f"{given} cannot be kept: name at least one layer, each once, in ascending order")
     return list(keep)
@@ -99,7 +102,7 @@ def _cut(network: Any, stack: nn.ModuleList, keep: list[int]) -> None:
     for place, layer in enumerate(kept):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = place
+                setattr(module, "layer_idx", place)  # noqa: B010
     path = next(path for path, module in network.named_modules() if module is stack)
     parent, _, last = path.rpartition(".")
     setattr(network.get_submodule(parent), last, nn.ModuleList(kept))
@@ -119,5 +122,6 @@ def _compare(name: str, wanted: torch.Tensor, got: torch.Tensor) -> None:
     if not torch.allclose(wanted, got, rtol=0, atol=room):
         raise ValueError(
             f"{name} cannot be cut: with fewer layers its checkpoint computes something else than the teacher with the "
-            f"others skipped (logits differ by {float((wanted - got).abs().max()):.2g}); its layers depend on their place"
+            f"others skipped (logits differ by {float((wanted - got).abs().max()):.2g}): its layers depend on where "
+            "they stand"
         )
