@@ -1,6 +1,7 @@
 """Which draft model for a target, and how many tokens it should draft (Decoding Speculative Decoding, 2402.01528).
 
-1. t_target(k) and t_draft(1), the seconds of a forward, are measured (models/cost.py).
+1. t_target(k) and t_draft(1), the seconds of a forward, are measured: each model alone (models/cost.py), or both
+   taking turns (draftcosts.py).
 2. The draft reads the target's greedy answers (drafttrace.py); from where it agrees follow, for every gamma, the rounds
    of draft and verify and the mean number of accepted tokens E[accepted | gamma].
 3. throughput(gamma) = (1 + E[accepted | gamma]) / (gamma t_draft + t_target(gamma + 1) + o), where o is what our own
@@ -78,9 +79,16 @@ class Study:
 
 
 def study(
-    trace: Trace, draft: LM, most: int, *, name: str | None = None, progress: Progress = lambda a, b: None
+    trace: Trace,
+    draft: LM,
+    most: int,
+    *,
+    name: str | None = None,
+    costs: tuple[Cost, Cost] | None = None,
+    progress: Progress = lambda a, b: None,
 ) -> Study:
-    """Judge a draft model for gamma = 0 .. most; the target itself is not needed."""
+    """Judge a draft model for gamma = 0 .. most; the target itself is not needed. `costs`: curves of target and draft,
+    where they are not those that each was measured with alone."""
     trace.check_draft(draft)
     if most < 1:
         raise ValueError(f"at most {most} drafted tokens is not allowed: at least 1")
@@ -91,15 +99,16 @@ def study(
         progress(number, len(trace.answers))
         found.append(hits(draft, answer, trace.vocab_size))
     progress(len(found), len(found))
-    points = [_point(trace, draft, found, gamma) for gamma in range(most + 1)]
+    costs = costs or (trace.cost, draft.cost)
+    points = [_point(trace, draft, costs, found, gamma) for gamma in range(most + 1)]
     shape = shape_of(draft)
     facts = asdict(shape) if shape else dict.fromkeys(("layers", "width", "parameters", "layer_parameters"))
-    latency = draft.cost.step(1)
+    latency = costs[1].step(1)
     return Study(
         name or draft.name,
         **facts,
         latency=latency,
-        relative_latency=latency / trace.cost.step(1),
+        relative_latency=latency / costs[0].step(1),
         acceptance=_survival(found, most),
         points=points,
     )
@@ -115,8 +124,8 @@ def _survival(found: list[list[bool]], most: int) -> list[float]:
     return shares
 
 
-def _point(trace: Trace, draft: LM, found: list[list[bool]], gamma: int) -> Point:
-    target, small = trace.cost, draft.cost
+def _point(trace: Trace, draft: LM, costs: tuple[Cost, Cost], found: list[list[bool]], gamma: int) -> Point:
+    target, small = costs
     runs = [rounds(trace, a, hit, gamma, draft.context_length) for a, hit in zip(trace.answers, found, strict=True)]
     done = [r for run in runs for r in run]
     accepted = sum(r.kept for r in done) / len(done)

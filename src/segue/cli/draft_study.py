@@ -41,6 +41,12 @@ def study(
         Path | None, typer.Option(help="Keep the target's answers in this JSONL file; goes on where it was.")
     ] = None,
     trace: Annotated[Path | None, typer.Option(help="Judge on such a file; the target is not loaded.")] = None,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together", help="Costs of target and draft taking turns, not each alone: their caches are one."
+        ),
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure the costs of a forward anew.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the figures to this JSON file.")] = None,
     dtype: flags.Dtype = None,
@@ -55,7 +61,7 @@ def study(
         _check_subcommand(context)
         return
     names = draft or []
-    _check(names, model, record, trace, measure, gamma, rounds, max_gamma, max_tokens, output)
+    _check(names, model, record, trace, measure, together, gamma, rounds, max_gamma, max_tokens, output)
     from segue.bench.suites import suite as find_suite
 
     chosen = None if trace is not None else find_suite(suite, limit)
@@ -79,7 +85,12 @@ def study(
         studies = []
         for name, small in loaded.items():
             _fresh(small, fresh)
-            studies.append(draftstudy.study(known, small, max_gamma, name=name, progress=bar(f"{name} reads")))
+            costs = None
+            if together and lm is not None:
+                costs = _together(lm.lm, small, known, max_gamma, bar(f"{name} takes turns"))
+            studies.append(
+                draftstudy.study(known, small, max_gamma, name=name, costs=costs, progress=bar(f"{name} reads"))
+            )
         compared = []
         if measure and lm is not None:
             wanted = {s.draft: gamma or [s.best.gamma or 1] for s in studies}
@@ -87,7 +98,7 @@ def study(
             compared = draftstudy.compare(studies, found)
     data = {
         "target": {**known.head(), "prompts_answered": len(known.answers)},
-        "setting": draftstudy.setting(known, "segue " + shlex.join(sys.argv[1:])),
+        "setting": draftstudy.setting(known, "segue " + shlex.join(sys.argv[1:])) | {"costs_together": together},
         "drafts": [s.as_dict() for s in studies],
         "measured": compared,
     }
@@ -154,6 +165,7 @@ def _check(
     record: Path | None,
     trace: Path | None,
     measure: bool,
+    together: bool,
     gamma: list[int] | None,
     rounds: int,
     max_gamma: int,
@@ -167,7 +179,7 @@ def _check(
     if twice is not None:
         raise ValueError(f"--draft {twice} is named twice")
     if trace is not None:
-        other = [("-m", model), ("--record", record), ("--measure", measure or None)]
+        other = [("-m", model), ("--record", record), ("--measure", measure or None), ("--together", together or None)]
         clash = next((name for name, value in other if value is not None), None)
         if clash is not None:
             raise ValueError(f"--trace replaces the target, and {clash} needs it: give one of them")
@@ -202,6 +214,14 @@ def _fresh(lm: LM, wanted: bool) -> None:
         from segue.models.cost import cost_of
 
         vars(lm)["cost"] = cost_of(lm, refresh=True)
+
+
+def _together(target: LM, draft: LM, trace: Trace, most: int, progress: Any) -> Any:
+    """Behind the answer of middling length."""
+    from segue.bench.draftcosts import together
+
+    texts = sorted(([*a.prompt, *a.tokens] for a in trace.answers), key=len)
+    return together(target, draft, texts[len(texts) // 2], most, progress=progress)
 
 
 def _bar() -> Any:
