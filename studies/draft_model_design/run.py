@@ -38,33 +38,38 @@ def main() -> None:
             path = Path(folder) / f"pruned-{layers}"
             keep_layers("mini", layers, path)
             drafts.append(str(path))
-        file = Path(folder) / "study.json"
-        command = [
-            "draft-study",
-            "-m",
-            "mini",
-            "--limit",
-            LIMIT,
-            "--max-tokens",
-            TOKENS,
-            "--dtype",
-            "float32",
-            "--fresh",
-        ]
-        command += ["--measure", "--rounds", ROUNDS, "--max-gamma", 6, "-o", file]
-        for name in drafts:
-            command += ["--draft", name]
-        for gamma in GAMMAS:
-            command += ["--gamma", gamma]
-        code = "import sys, torch; torch.set_num_threads(1); from segue.cli import main; sys.exit(main(sys.argv[1:]))"
-        subprocess.run([sys.executable, "-c", code, *map(str, command)], check=True)
-        study = json.loads(file.read_text().replace(f"{folder}/", ""))
-    within = [m for m in study["measured"] if abs(m["error"]) <= 0.15]
-    study["within_15_percent"] = f"{len(within)} of {len(study['measured'])}"
+        together = judge(Path(folder), drafts, "--together", "--measure", "--rounds", ROUNDS, *gammas())
+        alone = judge(Path(folder), drafts)
+    known = {(d["draft"], p["gamma"]): p["answers_ratio"] for d in alone["drafts"] for p in d["points"]}
+    for line in together["measured"]:
+        line["predicted_alone"] = known[line["draft"], line["gamma"]]
+        line["error_alone"] = line["predicted_alone"] / line["ratio"] - 1
+    study = together | {"drafts_alone": alone["drafts"]}
+    study["within_15_percent"] = {
+        key: f"{sum(abs(m[key]) <= 0.15 for m in study['measured'])} of {len(study['measured'])}"
+        for key in ("error", "error_alone")
+    }
     study["depth_against_width"] = race({name: fresh(*shape) for name, shape in SHAPES.items()})
     (HERE / "results.json").write_text(json.dumps(study, indent=1) + "\n")
     print(json.dumps(study["depth_against_width"], indent=1))
-    print(f"predicted within 15% of measured: {study['within_15_percent']} pairs")
+    print("predicted within 15% of measured:", study["within_15_percent"])
+
+
+def gammas() -> list[object]:
+    return [part for gamma in GAMMAS for part in ("--gamma", gamma)]
+
+
+def judge(folder: Path, drafts: list[str], *flags: object) -> dict[str, Any]:
+    """`segue draft-study` of the drafts, in a process with one thread."""
+    file = folder / "study.json"
+    command = ["draft-study", "-m", "mini", "--limit", LIMIT, "--max-tokens", TOKENS, "--max-gamma", 6, "--fresh"]
+    command += ["--dtype", "float32", "-o", file, *flags, *(part for name in drafts for part in ("--draft", name))]
+    code = "import sys, torch; torch.set_num_threads(1); from segue.cli import main; sys.exit(main(sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", code, *map(str, command)], check=True)
+    found: dict[str, Any] = json.loads(file.read_text().replace(f"{folder}/", ""))
+    # As the command is typed; in a process made here the name of the program is another.
+    found["setting"]["command"] = "segue " + " ".join(str(part).replace(f"{folder}/", "") for part in command)
+    return found
 
 
 def fresh(layers: int, width: int) -> LM:

@@ -1,9 +1,9 @@
 """What target and draft cost while they take turns, as in a round of draft and verify.
 
 A model that is timed alone finds its weights in the processor's caches; between two of a draft's rounds the target's
-weights pass through them. On a small target, and on a machine that others use too, this makes a draft's step dearer by
-a third and more, and the predicted speed as much too high. Here both are timed in the order of real rounds, and the
-medians of the same minutes are compared, not the least of different ones.
+weights pass through them. Where the draft fits a cache that the target does not, its first step of a round is dearer
+than alone (by more than half for the embedded models on two cores). Here both are timed in the order of real rounds,
+and the medians of the same minutes are compared, not the least of different ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import mean, median
+from statistics import median
 
 from segue.data import DraftTree, Want
 from segue.models.cost import Cost
@@ -23,6 +23,7 @@ from segue.ops.accept import accept_greedy
 SECONDS = 4.0  # budget; the turn that is under way is finished
 TURNS = 40  # at most
 LEAST = 3  # at least
+FIRST, NEXT = 0, -1  # steps of a draft behind the target, behind another step
 PLAIN = 3  # steps of plain decoding in a turn; the first still finds the draft's weights in the caches
 
 
@@ -30,14 +31,15 @@ def together(
     target: LM, draft: LM, ids: list[int], most: int, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[Cost, Cost]:
     """The curves of target and draft, behind a text `ids`, in rounds of up to `most` drafted tokens. Row counts that
-    no round reaches are scaled like the largest that was measured."""
+    no round reaches are scaled like the largest that was measured. What the first step of a draft takes more than the
+    next ones falls once a round, and is in the overhead of the target's curve."""
     # Every row count of the curve up to the first that holds the largest round.
     most_rows = next((k for k in target.cost.rows if k > most), target.cost.rows[-1])
     sizes = [k for k in target.cost.rows if 1 < k <= most_rows]
     ids = ids[: min(target.context_length, draft.context_length) - most_rows - 1]
     if not sizes or not ids:
         raise ValueError(f"{target.name} and {draft.name} have no room for a round of {most} drafted tokens")
-    spent: dict[int, list[float]] = defaultdict(list)  # of the target, by rows; at 0 of the draft
+    spent: dict[int, list[float]] = defaultdict(list)  # of the target, by rows; and of the draft
     texts = [_reads(target, ids), _reads(draft, ids)]
     token = ids[-1]
     try:
@@ -48,17 +50,20 @@ def together(
                 break
             plain = [_time(texts[0], token, 1) for _ in range(PLAIN)]
             spent[1] += plain[1:]
-            steps = []
             for rows in sizes:
-                steps += [_time(texts[1], token, 1) for _ in range(rows - 1)]
+                first, *more = [_time(texts[1], token, 1) for _ in range(rows - 1)]
+                spent[FIRST].append(first)
+                spent[NEXT] += more
                 spent[rows].append(_time(texts[0], token, rows))
-            spent[0].append(mean(steps))  # the first step behind the target is dearer than the next ones
         progress(TURNS, TURNS)
     finally:
         for text in texts:
             text.release()
-    found = {rows: median(times) for rows, times in spent.items()}
-    return _scaled(target.cost, found), _scaled(draft.cost, {1: found[0]})
+    found = {rows: median(times) for rows, times in spent.items() if times}
+    step = found.get(NEXT, found[FIRST])  # rounds of one token have no next step
+    change = max(found[FIRST] - step, 0.0)
+    verify = _scaled(target.cost, found)
+    return replace(verify, overhead=verify.overhead + change), _scaled(draft.cost, {1: step})
 
 
 def _scaled(cost: Cost, found: dict[int, float]) -> Cost:
