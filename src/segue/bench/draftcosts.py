@@ -2,8 +2,9 @@
 
 A model that is timed alone finds its weights in the processor's caches; between two of a draft's rounds the target's
 weights pass through them. Where the draft fits a cache that the target does not, its first step of a round is dearer
-than alone (by more than half for the embedded models on two cores). Here both are timed in the order of real rounds,
-and the medians of the same minutes are compared, not the least of different ones.
+than alone. Here both are timed in the order of real rounds,
+and lower quartiles of the same seconds are compared: a burst of another program's work falls on less than all turns,
+and the least of all would be a step that found its weights by chance.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median
+from statistics import quantiles
 
 from segue.data import DraftTree, Want
 from segue.models.cost import Cost
@@ -59,7 +60,7 @@ def together(
     finally:
         for text in texts:
             text.release()
-    found = {rows: median(times) for rows, times in spent.items() if times}
+    found = {rows: quantiles(times, n=4)[0] for rows, times in spent.items() if times}
     step = found.get(NEXT, found[FIRST])  # rounds of one token have no next step
     change = max(found[FIRST] - step, 0.0)
     verify = _scaled(target.cost, found)
