@@ -90,7 +90,7 @@ class Aded(Speculative):
         check="spec",
     )
 
-    table: str | None = None  # corpus table, made by `segue index build --kind trigram`
+    table: str | None = None  # corpus table, made by `segue index table`
     keep: bool = True  # what was learned outlives the request (reset with reset_stores)
     iterations: int = 150  # of the search
     length: int = 4  # tokens of a path

@@ -66,7 +66,7 @@ def open_table(path: str, lm: LM) -> Mapping[Pair, Mapping[int, float]]:
     """The table in a file. ValueError where there is none, where it is broken or of another vocabulary."""
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"table={path!r}: no such file; make one with `segue index build --kind trigram`")
+        raise ValueError(f"table={path!r}: no such file; make one with `segue index table`")
     meta, table = _read(path, file.stat().st_mtime_ns)
     if meta["vocab_size"] != lm.vocab_size:
         raise ValueError(
