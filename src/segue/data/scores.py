@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Distribution = Callable[[int], Tensor]  # node -> (V,) probabilities after that node
+Distribution = Callable[[int], Tensor | None]  # node -> (V,) probabilities after it; None where they are not known yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from segue.laws.less_work import less_work
 from segue.laws.limit import limit
 from segue.laws.oracle import TableOracle
 from segue.laws.same_distribution import as_far_as
+from segue.laws.same_target import same_target
 from segue.laws.same_tokens import Compared, same_tokens
 from segue.laws.worlds import World, neighbour
 from segue.models.lm import LM
@@ -66,7 +67,11 @@ def check(
                 ran["SameTokens"] = _same_tokens(build(cls, world.lm, companions, **_exact(promise)), world)
             if isinstance(world.oracle, TableOracle):
                 ran[name] = _limit(cls, promise, world, companions)
-        elif isinstance(promise, SameTarget | Learned):
+        elif isinstance(promise, SameTarget):
+            ran[name] = same_target(promise, build(cls, world.lm, companions), world)
+            if not isinstance(world.oracle, TableOracle) and issubclass(cls, Speculative):
+                ran["less work"] = less_work(build(cls, world.lm, ideal), world.lm, repetitive(world))
+        elif isinstance(promise, Learned):
             raise LawBroken(f"{cls.__name__} promises {name}, and there is no law for it yet")
     return ran
 

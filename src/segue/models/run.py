@@ -69,6 +69,7 @@ class Run:
         self.source = list(prompt) if lm.start_ids else []
         self.ids = list(lm.start_ids or prompt)
         self.seen = [*self.source, *self.ids] if self.source else self.ids
+        self.firm: int | None = None  # tokens of `seen` that will not be taken back; None: all of them
         self.prompt_length = len(self.ids)
         self.chance: Chance = source if source is not None else chance.Generator(settings.seed)
         self.text = TextStream(lm, self.ids, settings.stop)
@@ -92,6 +93,11 @@ class Run:
     def remaining(self) -> int:
         """Tokens that may still be emitted."""
         return self.max_tokens - (len(self.ids) - self.prompt_length)
+
+    @property
+    def settled(self) -> int:
+        """Tokens of `seen` that a drafter may learn from: all but those that a draft model is only drafting."""
+        return len(self.seen) if self.firm is None else self.firm
 
     def step_seconds(self, rows: int) -> float:
         """This run's share of a forward in which everyone who shares it brings that many rows."""

@@ -32,8 +32,11 @@ def accept_greedy(tree: DraftTree, argmax: list[int]) -> tuple[list[int], int]:
         path.append(match)
 
 
-def accept(tree: DraftTree, p_after: Distribution, chance: Chance, lenience: float = 1.0) -> tuple[list[int], int]:
-    """The accepted nodes from the root on, and the token that follows them.
+def accept(
+    tree: DraftTree, p_after: Distribution, chance: Chance, lenience: float = 1.0
+) -> tuple[list[int], int | None]:
+    """The accepted nodes from the root on, and the token that follows them; None where the path leads to a node after
+    which p is not known yet.
 
     `lenience` in (0, 1] multiplies q in the test of a sampled child (Leviathan et al., A.5): below 1 more is kept, and
     the result only approximates p.
@@ -43,6 +46,8 @@ def accept(tree: DraftTree, p_after: Distribution, chance: Chance, lenience: flo
     while True:
         node = path[-1]
         p = p_after(node)
+        if p is None:
+            return path, None
         q = tree.q.get(node)
         if not any(tree.sampled[child] for child in children[node]):
             token = chance.index(p)

@@ -123,9 +123,9 @@ class Aded(Speculative):
 
     def propose(self, run: Run, state: Searching, budget: Budget) -> DraftTree:
         text = run.seen
-        for end in range(max(state.seen, 2), len(text)):
+        for end in range(max(state.seen, 2), run.settled):
             state.table.add((text[end - 2], text[end - 1]), text[end], self.rate, self.cap)
-        state.seen = len(text)
+        state.seen = run.settled
         tree = DraftTree.root(text[-1])
         if len(text) < 2:
             return tree

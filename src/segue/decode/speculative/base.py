@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.budget import Budget, Costs, Planner, controller
 from segue.models.companion import companion
-from segue.models.draft import Draft
+from segue.models.draft import Draft, prefix
 from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Request, Run
 from segue.ops.accept import accept, accept_greedy
@@ -67,6 +67,9 @@ class Speculative:
     def observe(self, run: Run, state: Any, outcome: Outcome) -> None:
         """Learn from a round, whoever proposed its tree. Called after its tokens were emitted and committed."""
 
+    def rewind(self, run: Run, state: Any) -> None:
+        """The text was cut back to what `run.sequence` holds: only where this drafts for a draft model (staged)."""
+
     def price(self, run: Run, tokens: int) -> float:
         """Seconds that drafting so many tokens takes besides their own verification."""
         return 0.0
@@ -83,7 +86,9 @@ class Speculative:
         """The loop, for a run whose state is made."""
         scores = yield from run.prefill(self.needs)
         planner = self.planner(run, state)
-        going = run.emit([run.pick(scores, -1)], scores, [-1])
+        last = Scores(scores.packed, scores.start + len(scores.nodes) - 1, [0])
+        _, token = yield from self.decide(run, state, DraftTree.root(run.ids[-1]), last)
+        going = run.emit([token], last, [0])
         while going:
             # The round emits one token more than it accepts, so a draft as long as the rest is one too long.
             budget = planner.plan(run.remaining - 1)
@@ -96,7 +101,7 @@ class Speculative:
             if run.lm.most_leaves is not None:
                 tree = tree.narrow(run.lm.most_leaves)
             scores = yield Forward(run.sequence, tree, self.wanted(state))
-            path, token = self._accept(run, tree, scores)
+            path, token = yield from self.decide(run, state, tree, scores)
             run.sequence.commit(path, token)
             run.stats.drafted += len(tree) - 1 - sum(tree.scored_only)
             before = run.stats.tokens
@@ -112,7 +117,7 @@ class Speculative:
     def _plain_round(self, run: Run, state: Any, root: DraftTree) -> Generator[Request, Scores, tuple[bool, int]]:
         """A round without a proposal costs what plain decoding costs. Whether the run goes on, and the token."""
         scores = yield Forward(run.sequence, root, self.wanted(state))
-        token = run.pick(scores, 0)
+        _, token = yield from self.decide(run, state, root, scores)
         run.sequence.commit([0], token)
         going = run.emit([token], scores, [0])
         run.stats.rounds += 1
@@ -138,16 +143,19 @@ class Speculative:
         run.stats.drafting_seconds += time.perf_counter() - begin
         return proposal
 
-    def _accept(self, run: Run, tree: DraftTree, scores: Scores) -> tuple[list[int], int]:
+    def decide(
+        self, run: Run, state: Any, tree: DraftTree, scores: Scores
+    ) -> Generator[Request, Scores, tuple[list[int], int]]:
+        """The accepted path of a scored tree (a bare root in a plain round) and the token behind it. A method that
+        follows another distribution than the model's may ask for forwards here."""
+        yield from ()  # the model's own distribution needs no further forward
         if run.target.argmax:
             return accept_greedy(tree, scores.argmax())
-        prefix = run.ids[:-1]
-        return accept(
-            tree,
-            lambda node: run.target.p(scores.row(node), prefix + [tree.tokens[i] for i in tree.path(node)]),
-            run.chance,
-            self.lenience,
+        path, token = accept(
+            tree, lambda node: run.target.p(scores.row(node), prefix(run, tree, node)), run.chance, self.lenience
         )
+        assert token is not None
+        return path, token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +177,9 @@ class WithDraft(Speculative):
 
     def observe(self, run: Run, state: Any, outcome: Outcome) -> None:
         state.settle(run.sequence, [outcome.tree.tokens[node] for node in outcome.path])
+
+    def rewind(self, run: Run, state: Any) -> None:
+        state.settle(run.sequence, [])
 
 
 def held(method: str, field: str, drafter: Drafter) -> Speculative:

@@ -75,9 +75,9 @@ class Lookahead(Speculative):
 
     def propose(self, run: Run, state: Window, budget: Budget) -> DraftTree:
         if self.prompt_pool:
-            for end in range(max(state.pooled, self.level), len(run.seen) + 1):
+            for end in range(max(state.pooled, self.level), run.settled + 1):
                 self._pool(state, tuple(run.seen[end - self.level : end]))
-            state.pooled = len(run.seen) + 1
+            state.pooled = run.settled + 1
         known = list(reversed(state.pool.get(run.ids[-1], {})))
         paths = [guess[: budget.depth] for guess in known[: self.guesses]]
         tree = DraftTree.root(run.ids[-1])

@@ -51,7 +51,7 @@ class PromptLookup(Speculative):
         return Index()
 
     def propose(self, run: Run, state: Index, budget: Budget) -> DraftTree:
-        self._extend(state, run.seen)
+        self._extend(state, run.seen, run.settled)
         for n in range(min(self.max_ngram, len(run.seen) - 1), 0, -1):
             end = state.ends.get(tuple(run.seen[-n:]))
             if end is not None:
@@ -63,9 +63,9 @@ class PromptLookup(Speculative):
                 return tree
         return DraftTree.root(run.seen[-1])
 
-    def _extend(self, index: Index, ids: list[int]) -> None:
+    def _extend(self, index: Index, ids: list[int], settled: int) -> None:
         """Index every n-gram that something follows; the text's own last n-gram is the query."""
-        for end in range(max(index.size, 1), len(ids)):
+        for end in range(max(index.size, 1), settled):
             for n in range(1, min(self.max_ngram, end) + 1):
                 index.ends[tuple(ids[end - n : end])] = end
-        index.size = len(ids)
+        index.size = settled

@@ -77,6 +77,11 @@ class SparseToDense(Speculative):
         steps = min(self.gamma, budget.depth, budget.nodes)
         return (yield from chain(run, steps, state.draft.read, "sparse_to_dense"))
 
+    def rewind(self, run: Run, state: Sparse) -> None:
+        raise ValueError(
+            "sparse_to_dense cannot draft for a draft model: its cache follows a text that is never cut back"
+        )
+
     def observe(self, run: Run, state: Sparse, outcome: Outcome) -> None:
         if state.draft is not None:
             state.draft.sequence.follow(run.sequence)

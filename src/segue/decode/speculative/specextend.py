@@ -129,6 +129,9 @@ class Specextend(WithDraft):
 
         return (yield from chain(run, depth, read, "specextend"))
 
+    def rewind(self, run: Run, state: Working) -> None:
+        raise ValueError("specextend cannot draft for a draft model: its cache follows a text that is never cut back")
+
     def observe(self, run: Run, state: Working, outcome: Outcome) -> None:
         state.rounds += 1
         if state.work is not None:

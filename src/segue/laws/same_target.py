@@ -1,0 +1,107 @@
+"""SameTarget: output follows a declared distribution other than the model's, held to a brute force written here.
+
+Each target is one plain loop over the scores of whole texts, by full forwards of the models involved (or by look-up in
+enumerable ones), without drafts, trees or caches.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from segue.card import SameTarget
+from segue.data import Settings
+from segue.laws.base import LawBroken, decode
+from segue.laws.enumerate import distribution, total_variation
+from segue.laws.oracle import NetworkOracle, TableOracle
+from segue.laws.worlds import World
+from segue.models.lm import LM
+
+Row = Callable[[LM, Sequence[int]], list[float]]  # logits after a text
+TOKENS, GAP = 16, 1e-4
+TOLERANCE = 1e-6  # of the law of samples: the method's rows are float32
+SAMPLED = (Settings(temperature=1.0, max_tokens=3), Settings(temperature=0.7, top_k=2, max_tokens=3))
+
+
+def same_target(promise: SameTarget, method: Any, world: World) -> dict[str, float]:
+    """Greedy output on a network, or the exact law of samples on a table; returns what was compared."""
+    scores_of = TARGETS.get(promise.target)
+    if scores_of is None:
+        raise LawBroken(f"no brute force is written for the target {promise.target!r}: there is {', '.join(TARGETS)}")
+    if isinstance(world.oracle, TableOracle):
+        return {"total variation": _samples(scores_of, method, world)}
+    return {"tokens": _greedy(scores_of, method, world)}
+
+
+def contrastive(method: Any, lm: LM, text: Sequence[int], row: Row) -> list[float]:
+    """Contrastive scores after a text, from the rows of expert and amateur (Li et al. 2023; O'Brien and Lewis 2023)."""
+    expert, amateur = row(lm, text), row(method.draft, text)
+    log_e, log_a = _log_softmax(expert), _log_softmax(amateur)
+    scores = []
+    for w in range(len(expert)):
+        out = method.alpha > 0 and math.exp(log_e[w]) < method.alpha * math.exp(max(log_e)) * (1 - 1e-12)
+        improved = expert[w] + method.beta * (expert[w] - amateur[w])
+        scores.append(-math.inf if out else improved if method.form == "improved" else log_e[w] - log_a[w])
+    return scores
+
+
+TARGETS: dict[str, Callable[[Any, LM, Sequence[int], Row], list[float]]] = {"contrastive": contrastive}
+
+
+def _greedy(scores_of: Callable[..., list[float]], method: Any, world: World) -> float:
+    oracles: dict[int, NetworkOracle] = {}
+
+    def row(lm: Any, text: Sequence[int]) -> list[float]:
+        oracle = oracles.setdefault(id(lm), NetworkOracle(lm))
+        found: list[float] = oracle.answer(list(text), Settings(max_tokens=1, ignore_eos=True)).logits[0].tolist()
+        return found
+
+    settings = Settings(max_tokens=TOKENS, ignore_eos=True)
+    alone = [decode(world.lm, method, [prompt], settings)[0].tokens for prompt in world.prompts]
+    together = [answer.tokens for answer in decode(world.lm, method, world.prompts, settings)]
+    compared = 0
+    for prompt, *answers in zip(world.prompts, alone, together, strict=True):
+        for tokens in answers:
+            text = list(prompt)
+            for token in tokens:
+                scores = scores_of(method, world.lm, text, row)
+                if max(scores) - scores[token] > GAP * max(1.0, abs(max(scores))):
+                    raise LawBroken(
+                        f"{method}: token {len(text) - len(prompt)} is {token}, whose score is "
+                        f"{max(scores) - scores[token]:.3g} below the best of its target"
+                    )
+                text.append(token)
+                compared += 1
+    return compared
+
+
+def _samples(scores_of: Callable[..., list[float]], method: Any, world: World) -> float:
+    """The largest total variation between the method's enumerated law and the target's own."""
+    other: Any = copy.copy(world.lm)
+
+    def row(lm: Any, text: Sequence[int]) -> list[float]:
+        found: list[float] = lm.logits_after(text).tolist()
+        return found
+
+    other.logits_after = lambda text: torch.tensor(scores_of(method, world.lm, list(text), row), dtype=torch.float64)
+    largest = 0.0
+    for settings in SAMPLED:
+        seen = distribution(world.lm, method, world.prompts[-1], settings)
+        law = TableOracle(other).law(world.prompts[-1], settings)
+        apart = total_variation(seen.p, law)
+        if not apart <= TOLERANCE:
+            raise LawBroken(f"{method} with {settings}: its law is {apart:.3g} from its target's in total variation")
+        if not (seen.accepting and seen.refusing):
+            raise LawBroken(f"{method}: no branch kept (or none refused) a drafted token: nothing was put to the test")
+        largest = max(largest, apart)
+    return largest
+
+
+def _log_softmax(row: list[float]) -> list[float]:
+    largest = max(row)
+    total = largest + math.log(sum(math.exp(x - largest) for x in row))
+    return [x - total for x in row]
