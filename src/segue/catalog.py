@@ -239,15 +239,23 @@ def _build(node: ast.expr | None) -> Any:
 
 def _all_fields(node: ast.ClassDef, source: str, base: Path) -> list[Field]:
     """A method's fields in the order of dataclasses: its family's base class comes first."""
-    names = {getattr(b, "id", "") for b in node.bases}
     found: dict[str, Field] = {}
-    if names and base.is_file():
+    if base.is_file():
         text = base.read_text()
-        for cls in ast.parse(text).body:
-            if isinstance(cls, ast.ClassDef) and cls.name in names:
-                found |= {field.name: field for field in _fields(cls, text.splitlines())}
+        classes = {cls.name: cls for cls in ast.parse(text).body if isinstance(cls, ast.ClassDef)}
+        for cls in _lineage(node, classes):
+            found |= {field.name: field for field in _fields(cls, text.splitlines())}
     found |= {field.name: field for field in _fields(node, source.splitlines())}
     return list(found.values())
+
+
+def _lineage(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef]:
+    """Those of `classes` that a class inherits from, the remotest first."""
+    line: list[ast.ClassDef] = []
+    for name in (getattr(base, "id", "") for base in node.bases):
+        if name in classes:
+            line += [*_lineage(classes[name], classes), classes[name]]
+    return line
 
 
 def _fields(node: ast.ClassDef, lines: list[str]) -> list[Field]:

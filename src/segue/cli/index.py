@@ -84,6 +84,39 @@ def build(
 
 
 @app.command()
+def table(
+    corpus: Annotated[list[Path], typer.Argument(help="JSONL files (text, or prompt and response), or plain texts.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The table to make (.npz).")],
+    model: flags.Model = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a table, once the new one is whole.")] = False,
+    json: flags.Json = False,
+) -> None:
+    """Make a table of a corpus's trigrams, for aded. It serves every model with the same tokenizer."""
+    from segue.decode.speculative.store.corpus import read_corpus
+    from segue.decode.speculative.store.trigram import build as make
+
+    if output.suffix != ".npz":
+        raise ValueError(f"-o {output} is not allowed: a table is an .npz file")
+    if output.exists() and not force:
+        raise ValueError(f"{output} exists: --force replaces it")
+    texts = read_corpus(corpus, prompts=False)
+    lm = segue.model(model)
+    with _bar() as progress:
+        documents = (_read(lm, [document], None)[0] for document in texts.documents)
+        count = len(texts.documents)
+        pairs = make(
+            documents,
+            output,
+            vocab_size=lm.lm.vocab_size,
+            model=lm.lm.name,
+            progress=lambda done: progress("counting", done, count),
+        )
+    summary = {"table": str(output), "pairs": pairs, "documents": count, "bytes": output.stat().st_size}
+    words = f"{output}: successors of {pairs:,} pairs from {report.counted(count, 'document')}"
+    print(report.as_json(summary) if json else words)
+
+
+@app.command()
 def info(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a datastore.")],
     check: Annotated[bool, typer.Option("--check", help="Read all files of a store, however large.")] = False,

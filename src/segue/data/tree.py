@@ -26,6 +26,7 @@ class DraftTree:
     score: list[float] = field(default_factory=lambda: [1.0])  # estimated acceptance of the node
     source: list[str] = field(default_factory=lambda: [""])
     q: dict[int, Tensor] = field(default_factory=dict)  # parent node -> (V,) its sampled children were drawn from
+    rows: dict[int, Tensor] = field(default_factory=dict)  # node -> (V,) a draft model's logits after it, where known
     replacement: bool = True  # siblings were drawn with replacement
     is_chain: bool = True
 
@@ -62,11 +63,16 @@ class DraftTree:
                 node = child[key]
 
     def merge(self, other: DraftTree) -> None:
-        """Add another tree's delta proposals from the same root. What both propose becomes one node that names both
-        sources: two drafters that agree are right more often than either."""
-        if any(other.sampled) or any(self.sampled):
-            raise ValueError("sampled proposals cannot be merged: their acceptance depends on how they were drawn")
-        children = {(parent, token): n for n, (parent, token) in enumerate(zip(self.parents, self.tokens, strict=True))}
+        """Add another tree's delta proposals from the same root, behind the own children of a node, which may be drawn.
+        What both propose becomes one node that names both sources: two drafters that agree are right more often than
+        either."""
+        if any(other.sampled):
+            raise ValueError("sampled proposals cannot be merged in: they must be tried in the order of their draws")
+        if any(other.scored_only):
+            raise ValueError("nodes that are only read back cannot be merged in: their drafter knows them by number")
+        children: dict[tuple[int, int], int] = {}
+        for n, key in enumerate(zip(self.parents, self.tokens, strict=True)):
+            children.setdefault(key, n)
         placed = {0: 0}
         for node in range(1, len(other)):
             parent, token = placed[other.parents[node]], other.tokens[node]
@@ -175,6 +181,7 @@ class DraftTree:
             [self.score[old] for old in order],
             [self.source[old] for old in order],
             {new[old]: row for old, row in self.q.items() if old in new},
+            {new[old]: row for old, row in self.rows.items() if old in new},
             self.replacement,
             all(parent == i - 1 for i, parent in enumerate(parents)),
         )

@@ -14,6 +14,7 @@ from segue.data import Settings
 from segue.decode.speculative.store.build import Kind, build
 from segue.decode.speculative.store.dense import Dense
 from segue.decode.speculative.store.suffix import Suffix
+from segue.decode.speculative.store.trigram import build as count_trigrams
 from segue.laws.base import decode
 from segue.laws.worlds import prompts
 from segue.models.lm import LM
@@ -30,6 +31,14 @@ def suffix(lm: LM) -> dict[str, Any]:
 def dense(lm: LM) -> dict[str, Any]:
     """The field of a method that needs a dense store."""
     return {"index": _store(lm, Dense(dims=16))}
+
+
+def trigram(lm: LM) -> dict[str, Any]:
+    """The field of a method that reads a table of trigrams."""
+    path = _folder(lm) / "trigram.npz"
+    if not path.is_file():
+        count_trigrams(texts(lm), path, vocab_size=lm.vocab_size, model=lm.name)
+    return {"table": str(path)}
 
 
 def texts(lm: LM) -> list[list[int]]:
@@ -49,13 +58,17 @@ def texts(lm: LM) -> list[list[int]]:
 
 
 def _store(lm: LM, kind: Kind) -> str:
-    if lm not in _folders:
-        _folders[lm] = Path(tempfile.mkdtemp(prefix="segue-store-"))
-        finalize(lm, shutil.rmtree, _folders[lm], ignore_errors=True)
-    folder = _folders[lm] / kind.kind
+    folder = _folder(lm) / kind.kind
     if not folder.is_dir():
         build(folder, kind, lm, texts(lm), _as_it_is)
     return str(folder)
+
+
+def _folder(lm: LM) -> Path:
+    if lm not in _folders:
+        _folders[lm] = Path(tempfile.mkdtemp(prefix="segue-store-"))
+        finalize(lm, shutil.rmtree, _folders[lm], ignore_errors=True)
+    return _folders[lm]
 
 
 def _as_it_is(texts: Sequence[list[int]]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from segue.card import Card, Learned, Limit, SameDistribution, SameTarget, SameT
 from segue.data import Settings
 from segue.decode.speculative.base import Speculative
 from segue.laws.base import LawBroken
-from segue.laws.datastore import dense, suffix
+from segue.laws.datastore import dense, suffix, trigram
 from segue.laws.edges import edges, ending_at
 from segue.laws.less_work import less_work
 from segue.laws.limit import limit
@@ -26,7 +26,7 @@ from segue.models.method import Method
 Companions = Mapping[str, Callable[[LM], dict[str, Any]]]
 WORDLESS: Companions = {"a tokenizer": lambda lm: {"cue": ""} if lm.tokenizer is None else {}}
 SHORT: Companions = {"a long prompt": lambda lm: {"keep": 2, "queries": 2}}  # what is long beside the laws' prompts
-STORES: Companions = {"a datastore": suffix, "a dense datastore": dense}
+STORES: Companions = {"a datastore": suffix, "a dense datastore": dense, "a trigram table": trigram}
 ORDINARY: Companions = {"a draft model": lambda lm: {"draft": neighbour(lm)}, **STORES, **WORDLESS, **SHORT}
 IDEAL: Companions = {"a draft model": lambda lm: {"draft": lm}, **STORES, **WORDLESS}  # saves the most forwards
 

@@ -16,6 +16,7 @@ from segue.data import DraftTree, Scores, Want
 from segue.models.companion import fit
 from segue.models.run import Forward, Prefill, Request, Run
 from segue.models.sequence import Mark, Sequence
+from segue.ops.accept import without
 
 Read = Callable[[list[int]], Generator[Request, Scores, Tensor]]  # all ids so far -> the draft's logits (V,) after them
 
@@ -27,7 +28,7 @@ def chain(run: Run, steps: int, read: Read, source: str, least: float = 0.0) -> 
     tree = DraftTree.root(run.ids[-1])
     for step in range(steps):
         ids = run.ids + tree.tokens[1:]
-        row = yield from read(ids)
+        tree.rows[step] = row = yield from read(ids)
         sure = 1.0
         if run.target.argmax:
             if least:
@@ -40,6 +41,36 @@ def chain(run: Run, steps: int, read: Read, source: str, least: float = 0.0) -> 
         if sure < least:
             break
     return tree
+
+
+def prefix(run: Run, tree: DraftTree, node: int) -> list[int]:
+    """All ids up to and with a node of a tree whose root is the pending token."""
+    return run.ids[:-1] + [tree.tokens[i] for i in tree.path(node)]
+
+
+def likeliest(run: Run, tree: DraftTree, node: int, row: Tensor, count: int, source: str) -> list[int]:
+    """Add the `count` likeliest tokens after a node as its children, with the draft's probabilities as scores."""
+    tree.rows[node] = row
+    p = run.target.processed(row, prefix(run, tree, node)).softmax(-1)
+    shares, tokens = p.topk(min(count, p.shape[-1]))
+    pairs = zip(tokens.tolist(), shares.tolist(), strict=True)
+    return [tree.add(node, token, score=share, source=source) for token, share in pairs if share > 0]
+
+
+def draw(run: Run, tree: DraftTree, node: int, row: Tensor, count: int, source: str) -> list[int]:
+    """Draw `count` children of a node from the draft's warped row q, with or without replacement as the tree says;
+    fewer where q has no more tokens."""
+    q = run.target.p(row, prefix(run, tree, node))
+    tree.q[node], tree.rows[node] = q, row
+    children: list[int] = []
+    left = q
+    support = count if tree.replacement else int((q > 0).sum())
+    for _ in range(min(count, support)):
+        token = run.chance.index(left)
+        children.append(tree.add(node, token, sampled=True, source=source))
+        if not tree.replacement:
+            left = without(left, token)
+    return children
 
 
 @contextmanager

@@ -13,12 +13,15 @@ from typing import Any, ClassVar
 
 from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.budget import Budget, Costs, Planner, controller
+from segue.models.companion import companion
+from segue.models.draft import Draft
 from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Request, Run
 from segue.ops.accept import accept, accept_greedy
 
-__all__ = ["Budget", "Outcome", "Proposal", "Speculative"]
+__all__ = ["Budget", "Drafter", "Outcome", "Proposal", "Speculative", "WithDraft", "held"]
 
+Drafter = Any  # a Speculative that another method holds in a field; the catalog makes it from a name
 Proposal = DraftTree | Generator[Request, Scores, DraftTree]
 
 
@@ -145,3 +148,34 @@ class Speculative:
             run.chance,
             self.lenience,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithDraft(Speculative):
+    """Base of drafters that have a draft model of the target's vocabulary read along."""
+
+    free: ClassVar[bool] = False
+
+    draft: str | LM | None = None  # path, hub id or loaded model; none: the embedded draft of the embedded model
+
+    def lacks(self, lm: LM) -> str:
+        return "" if self.draft is not None else "no draft model was given"
+
+    def price(self, run: Run, tokens: int) -> float:
+        return tokens * companion(run.lm, self.draft).cost.step(run.sharing) / run.sharing
+
+    def start(self, run: Run) -> Any:
+        return Draft(companion(run.lm, self.draft).reading(run.source), run.lm.vocab_size)
+
+    def observe(self, run: Run, state: Any, outcome: Outcome) -> None:
+        state.settle(run.sequence, [outcome.tree.tokens[node] for node in outcome.path])
+
+
+def held(method: str, field: str, drafter: Drafter) -> Speculative:
+    """The drafter that a method holds in a field; ValueError where it is still a name."""
+    if not isinstance(drafter, Speculative):
+        raise ValueError(
+            f"{field}={drafter!r} is no drafter: make {method} with segue.method({method!r}, {field}=...), which takes "
+            "a name, or give a method object"
+        )
+    return drafter

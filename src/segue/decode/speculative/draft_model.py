@@ -15,15 +15,13 @@ from dataclasses import dataclass
 
 from segue.card import Card, Claim, Limit, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores
-from segue.decode.speculative.base import Budget, Outcome, Speculative
-from segue.models.companion import companion
+from segue.decode.speculative.base import Budget, WithDraft
 from segue.models.draft import Draft, chain
-from segue.models.lm import LM
 from segue.models.run import Request, Run
 
 
 @dataclass(frozen=True)
-class DraftModel(Speculative):
+class DraftModel(WithDraft):
     """A smaller model of the same vocabulary drafts a chain; pays where it is much cheaper and often agrees."""
 
     card = Card(
@@ -35,9 +33,6 @@ class DraftModel(Speculative):
         check="spec",
     )
 
-    free = False
-
-    draft: str | LM | None = None  # path, hub id or loaded model; none: the embedded draft of the embedded model
     gamma: int = 5  # tokens drafted per round, at most
     lenience: float = 1.0  # l: below 1 drafted tokens are accepted too easily (lossy)
 
@@ -48,18 +43,6 @@ class DraftModel(Speculative):
         if not 0 < self.lenience <= 1:
             raise ValueError(f"lenience={self.lenience} is not allowed: above 0 and at most 1 (1 is exact)")
 
-    def lacks(self, lm: LM) -> str:
-        return "" if self.draft is not None else "no draft model was given"
-
-    def price(self, run: Run, tokens: int) -> float:
-        return tokens * companion(run.lm, self.draft).cost.step(run.sharing) / run.sharing
-
-    def start(self, run: Run) -> Draft:
-        return Draft(companion(run.lm, self.draft).reading(run.source), run.lm.vocab_size)
-
     def propose(self, run: Run, state: Draft, budget: Budget) -> Generator[Request, Scores, DraftTree]:
         steps = min(self.gamma, budget.depth, budget.nodes, state.room(run))
         return chain(run, steps, state.read, "draft_model")
-
-    def observe(self, run: Run, state: Draft, outcome: Outcome) -> None:
-        state.settle(run.sequence, [outcome.tree.tokens[node] for node in outcome.path])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import CapabilityError, DraftTree, Scores, Want
-from segue.decode.speculative.base import Budget, Outcome, Speculative
+from segue.decode.speculative.base import Budget, Outcome, WithDraft
 from segue.models.companion import companion
 from segue.models.draft import Draft, chain
 from segue.models.lm import LM
@@ -46,7 +46,7 @@ class Working:
 
 
 @dataclass(frozen=True)
-class Specextend(Speculative):
+class Specextend(WithDraft):
     """A draft model for long texts, whose step costs the same however long they get."""
 
     card = Card(
@@ -63,9 +63,6 @@ class Specextend(Speculative):
         check="long",
     )
 
-    free = False
-
-    draft: str | LM | None = None  # path, hub id or loaded model; none: the embedded draft of the embedded model
     chunk: int = 32  # tokens of a chunk
     chunks: int = 32  # chunks retrieved
     every: int = 4  # verifications between retrievals
@@ -89,7 +86,7 @@ class Specextend(Speculative):
 
     def lacks(self, lm: LM) -> str:
         if self.draft is None:
-            return "no draft model was given"
+            return super().lacks(lm)
         return "" if lm.backend != "llama.cpp" else "llama.cpp does not show its attention"
 
     def price(self, run: Run, tokens: int) -> float:
