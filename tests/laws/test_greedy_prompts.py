@@ -13,16 +13,22 @@ from transformers import AutoModelForCausalLM
 from segue import catalog
 from segue.card import SameTokens
 from segue.data import Settings
+from segue.decode.speculative.store.build import build
+from segue.decode.speculative.store.dense import Dense
+from segue.decode.speculative.store.suffix import Suffix
+from segue.laws import suite
 from segue.laws.base import decode
 from segue.laws.less_work import less_work
 from segue.laws.oracle import Answer, NetworkOracle
 from segue.laws.same_tokens import Compared, compare
+from segue.models.method import Method
 from segue.models.source import EMBEDDED
 from segue.models.transformers.lm import TransformersLM
 from segue.models.transformers.load import load
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.jsonl"
 SETTINGS = Settings(max_tokens=48)
+COUNTING = "One, two, three, four. One, two, three, four. One, two, three, four. One, two,"
 LONGEST = 400  # prompt tokens, to save time
 ERROR = 1e-4  # scores closer than this are a tie in float32
 METHODS = [
@@ -38,22 +44,34 @@ class Reference:
     lm: TransformersLM
     prompts: list[list[int]]
     answers: list[Answer]
+    stores: suite.Companions
+
+    def method(self, name: str) -> Method:
+        return suite.build(suite.load(name), self.lm, self.stores)
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     lm = load(dtype="float32")
     oracle = NetworkOracle(lm, AutoModelForCausalLM.from_pretrained(EMBEDDED / "mini", dtype=torch.float32).eval())
     records = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
     prompts = [lm.encode(record["prompt"])[:LONGEST] for record in records]
-    return Reference(lm, prompts, oracle.answers(prompts, SETTINGS, together=15))
+    answers = oracle.answers(prompts, SETTINGS, together=15)
+    texts = [[*prompt, *answer.tokens] for prompt, answer in zip(prompts, answers, strict=True)]
+    counting = lm.encode(COUNTING)
+    texts.append([*counting, *oracle.answer(counting, Settings(max_tokens=48, ignore_eos=True)).tokens])
+    folder = tmp_path_factory.mktemp("stores")
+    suffix = str(build(folder / "suffix", Suffix(), lm, texts, list))
+    dense = str(build(folder / "dense", Dense(), lm, texts, list))
+    stores = {"a datastore": lambda lm: {"index": suffix}, "a dense datastore": lambda lm: {"index": dense}}
+    return Reference(lm, prompts, answers, stores)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_greedy_text_is_that_of_transformers(name: str, reference: Reference) -> None:
     reference.lm.reset_stores()
     report = Compared()
-    answers = decode(reference.lm, catalog.build(name), reference.prompts, SETTINGS)
+    answers = decode(reference.lm, reference.method(name), reference.prompts, SETTINGS)
     for number, (found, expected) in enumerate(zip(answers, reference.answers, strict=True)):
         compare(f"{name}, prompt {number}", number, found, expected, ERROR, report)
     print(f"{name}: {report.tokens} equal tokens in {report.answers} answers, near-ties forgiven: {report.near_ties}")
@@ -72,12 +90,12 @@ def test_stop_strings_cut_every_method_at_the_same_place(name: str, reference: R
     for prompt, whole in whole_texts[:6]:
         stop = whole[len(whole) // 2 :][:3]
         settings = Settings(max_tokens=48, stop=(stop,))
-        (found,) = decode(reference.lm, catalog.build(name), [prompt], settings)
+        (found,) = decode(reference.lm, reference.method(name), [prompt], settings)
         assert (found.text, found.finish_reason) == (whole[: whole.index(stop)], "stop")
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_drafts_save_forwards_on_real_text(name: str, reference: Reference) -> None:
-    prompt = reference.lm.encode("One, two, three, four. One, two, three, four. One, two, three, four. One, two,")
-    stats = less_work(catalog.build(name), reference.lm, prompt)
+    prompt = reference.lm.encode(COUNTING)
+    stats = less_work(reference.method(name), reference.lm, prompt)
     print(f"{name}: {stats.tokens_per_forward:.2f} tokens per forward")

@@ -30,7 +30,7 @@ def the_world(family: str) -> World:
 @pytest.mark.parametrize("family", TEXT_TO_TEXT)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_laws_hold(name: str, family: str) -> None:
-    if refused(name, {"a choice of layers", "attention weights"}):
+    if refused(name, {"a choice of layers", "attention weights", "a dense datastore"}):
         with pytest.raises(CapabilityError, match=r"encoder-decoder|attention"):
             check(name, the_world(family))
         return

@@ -44,13 +44,16 @@ def trigram(lm: LM) -> dict[str, Any]:
 def texts(lm: LM) -> list[list[int]]:
     """The prompts of the model's world with its greedy answer, and with two that it might give."""
     ways: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 1}, {"temperature": 1.5, "seed": 2}]
+    plain = catalog.build("plain")
+    asked = prompts(lm)
+    # One goes on from its own answer, as the laws do: to an encoder-decoder that is another source.
+    (start,) = decode(lm, plain, asked[:1], Settings(max_tokens=24, ignore_eos=True))
+    asked.append([*asked[0], *start.tokens])
     found = []
     for way in ways:
         settings = Settings(max_tokens=TOKENS, ignore_eos=True, **way)
-        asked = prompts(lm)
-        found += [
-            [*p, *a.tokens] for p, a in zip(asked, decode(lm, catalog.build("plain"), asked, settings), strict=True)
-        ]
+        answers = decode(lm, plain, asked, settings)
+        found += [[*p, *a.tokens] for p, a in zip(asked, answers, strict=True)]
     return found
 
 

@@ -54,6 +54,10 @@ class Dense:
 
     def read(self, lm: LM, documents: list[list[int]]) -> dict[str, NDArray[Any]]:
         """(n, D) states of every position that has two tokens behind it: one to compare and one to propose."""
+        if lm.start_ids:
+            raise CapabilityError(
+                f"{lm.name} is an encoder-decoder, whose states belong to what its encoder reads: use a suffix store"
+            )
         rows = [states[: len(text) - 2] for text, states in zip(documents, self._states(lm, documents), strict=True)]
         return {"states": np.concatenate(rows)}
 
