@@ -16,6 +16,7 @@ from segue.data import Settings
 from segue.decode.speculative.store.build import build
 from segue.decode.speculative.store.dense import Dense
 from segue.decode.speculative.store.suffix import Suffix
+from segue.decode.speculative.store.trigram import build as count_trigrams
 from segue.laws import suite
 from segue.laws.base import decode
 from segue.laws.less_work import less_work
@@ -63,7 +64,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     folder = tmp_path_factory.mktemp("stores")
     suffix = str(build(folder / "suffix", Suffix(), lm, texts, list))
     dense = str(build(folder / "dense", Dense(), lm, texts, list))
-    stores = {"a datastore": lambda lm: {"index": suffix}, "a dense datastore": lambda lm: {"index": dense}}
+    table = str(folder / "trigram.npz")
+    count_trigrams(texts, table, vocab_size=lm.vocab_size, model=lm.name)
+    stores = {
+        "a datastore": lambda lm: {"index": suffix},
+        "a dense datastore": lambda lm: {"index": dense},
+        "a trigram table": lambda lm: {"table": table},
+    }
     return Reference(lm, prompts, answers, stores)
 
 

@@ -38,6 +38,9 @@ def test_the_laws_hold(name: str, family: str) -> None:
             check(name, the_world(family))
         return
     reports = check(name, the_world(family))
+    if "SameTarget" in reports:
+        assert reports["SameTarget"]["tokens"] > 100
+        return
     assert reports["SameTokens"].tokens > 200
     assert len(reports["SameTokens"].near_ties) <= 2
     assert ("less work" in reports) == catalog.find(name).family.startswith("decode/speculative")

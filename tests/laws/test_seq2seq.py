@@ -35,6 +35,9 @@ def test_the_laws_hold(name: str, family: str) -> None:
             check(name, the_world(family))
         return
     ran = check(name, the_world(family))
+    if "SameTarget" in ran:
+        assert ran["SameTarget"]["tokens"] > 100
+        return
     assert ran["SameTokens"].tokens > 200
     assert len(ran["SameTokens"].near_ties) <= 2
     assert ("less work" in ran) == catalog.find(name).family.startswith("decode/speculative")

@@ -39,7 +39,11 @@ def ran(method: str, world: str) -> dict[str, Any]:
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_laws_hold(name: str, world: str) -> None:
-    report = ran(name, world)["SameTokens"]
+    reports = ran(name, world)
+    if "SameTarget" in reports:
+        assert reports["SameTarget"]["tokens"] > 100 if world in FAMILIES else reports["SameTarget"]
+        return
+    report = reports["SameTokens"]
     assert report.tokens > 200
     if report.near_ties:
         print(f"{name} on {world}: forgiven {report.near_ties}")

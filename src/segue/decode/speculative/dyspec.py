@@ -8,7 +8,8 @@ be accepted above it and of what must be refused before it.
 4. Until m nodes are there. A row of the draft is asked for when a place below a node is taken; all nodes without one
    are scored in that forward.
 5. The layer-wise form fills every place of v >= theta level by level: as many draft forwards as levels.
-6. Verify by recursive rejection, children in draw order. Greedy runs take the likeliest token of R instead of a draw.
+6. Verify by recursive rejection, children in draw order. Greedy runs take the likeliest token of R instead of a draw,
+   and since it is known, the place of largest v * max R: the tree is then the best of its size.
 """
 
 from __future__ import annotations
@@ -108,17 +109,23 @@ class Dyspec(WithDraft):
 
     def _heap(self, state: Draft, growing: Growing, most: int, depth: int) -> Generator[Request, Scores, DraftTree]:
         tree = growing.tree
-        heap = [(-1.0, 0, 0)]  # (-value, order of opening, node)
+        heap = [(-1.0, 0, 0, 1.0, not growing.run.target.greedy)]  # (-priority, order, node, value, final)
         order = 0
         while heap and len(tree) <= most:
-            negative, _, node = heapq.heappop(heap)
+            _, _, node, value, final = heapq.heappop(heap)
             if node not in growing.left:
                 growing.learn((yield from state.rows(growing.run.ids, tree)))
-            child, below, beside = growing.next(node, -negative)
-            for value, place in ((below, child), (beside, node)):
+            if not final:
+                # The likeliest token is known, and the place is worth no more than the chance of that one.
                 order += 1
-                if value > 0 and tree.depths[place] < depth:
-                    heapq.heappush(heap, (-value, order, place))
+                rest = growing.left[node]
+                heapq.heappush(heap, (-value * float(rest.max() / rest.sum()), order, node, value, True))
+                continue
+            child, below, beside = growing.next(node, value)
+            for more, place in ((below, child), (beside, node)):
+                order += 1
+                if more > 0 and tree.depths[place] < depth:
+                    heapq.heappush(heap, (-more, order, place, more, not growing.run.target.greedy))
         return tree
 
     def _levels(self, state: Draft, growing: Growing, most: int, depth: int) -> Generator[Request, Scores, DraftTree]:

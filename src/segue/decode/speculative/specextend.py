@@ -70,9 +70,7 @@ class Specextend(WithDraft):
     nodes: int = 50  # nodes of the tree
     width: int = 10  # nodes of a level
     gain: float = 0.7  # a level that adds less to the expected length is the last
-    renumber: str = (
-        "auto"  # positions of the working cache: on, off (as in the text), auto (on where keys can be turned)
-    )
+    renumber: str = "auto"  # move the working cache together: on, off, auto (where keys can be turned)
 
     def __post_init__(self) -> None:
         super().__post_init__()

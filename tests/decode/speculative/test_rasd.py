@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+import segue
+from segue.data import DraftTree, Settings
+from segue.decode.speculative.aded import Aded
+from segue.decode.speculative.draft_model import DraftModel
+from segue.decode.speculative.lookahead import Lookahead
+from segue.decode.speculative.multi_candidate import MultiCandidate
+from segue.decode.speculative.prompt_lookup import PromptLookup
+from segue.decode.speculative.rasd import Rasd, prune
+from segue.decode.speculative.token_recycling import TokenRecycling
+from segue.laws.base import decode
+from segue.laws.enumerate import distribution, total_variation
+from segue.laws.same_tokens import same_tokens
+from segue.laws.worlds import neighbour, network_world, toy_world
+
+
+def paths_of(tree: DraftTree) -> set[tuple[int, ...]]:
+    return {tuple(tree.tokens[i] for i in tree.path(n)[1:]) for n in range(1, len(tree))}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fusing_is_the_union_of_the_paths(seed: int) -> None:
+    rng = random.Random(seed)
+    a, b = (
+        DraftTree.from_paths(9, [[rng.randrange(3) for _ in range(rng.randrange(1, 5))] for _ in range(4)])
+        for _ in range(2)
+    )
+    expected = paths_of(a) | paths_of(b)
+    a.merge(b)
+    assert paths_of(a) == expected
+    assert len(a) == 1 + len(expected)
+
+
+def test_pruning_goes_by_the_drafts_rows() -> None:
+    tree = DraftTree.chain([0, 4, 5])
+    row = torch.zeros(8)
+    tree.rows = {0: row.index_fill(0, torch.tensor([4, 6]), 1.0), 1: row.index_fill(0, torch.tensor([5, 2]), 1.0)}
+    found = DraftTree.from_paths(0, [[4, 5, 7], [4, 3, 1], [6, 1], [2, 2], [4, 2]])
+    left = paths_of(prune(found, tree, 2))
+    # 2 is not likely at the root, 3 not behind 4; behind 5 and behind 6 the draft was not asked.
+    assert left == {(4,), (4, 5), (4, 5, 7), (6,), (6, 1), (4, 2)}
+
+
+def test_one_source_alone_is_what_it_was() -> None:
+    world = network_world("llama")
+    draft = neighbour(world.lm)
+    settings = Settings(max_tokens=30)
+    text = world.prompts[1]
+    (alone,) = decode(world.lm, DraftModel(draft=draft, gamma=3), [text], settings)
+    nothing = TokenRecycling(keep=False, nodes=1, width=1, depth=1)
+    fused = Rasd(model=DraftModel(draft=draft, gamma=3), retrieval=PromptLookup(max_ngram=1, draft_tokens=1), top_k=1)
+    (with_little,) = decode(world.lm, fused, [text], settings)
+    assert with_little.stats.rounds <= alone.stats.rounds
+    (lookup,) = decode(world.lm, PromptLookup(), [text], settings)
+    (null,) = decode(world.lm, Rasd(model=nothing, retrieval=PromptLookup()), [text], settings)
+    assert null.tokens == lookup.tokens == alone.tokens
+    assert null.stats.rounds <= lookup.stats.rounds
+
+
+def test_the_fused_tree_is_worth_both_on_a_text_that_copies() -> None:
+    """Rounds for the same text: a fused tree holds the tree of either, so it needs no more rounds than the better."""
+    model = segue.model(dtype="float32")
+    prompt = "One, two, three, four, five, six. One, two, three, four, five, six. One, two,"
+    model_tree = DraftModel(draft="mini-draft", gamma=4)
+    rates = {}
+    for name, method in (
+        ("draft_model", model_tree),
+        ("prompt_lookup", PromptLookup()),
+        ("rasd", Rasd(model=model_tree, retrieval=PromptLookup())),
+    ):
+        rates[name] = model.generate(prompt, method, max_tokens=64, ignore_eos=True).stats.tokens_per_forward
+    print(f"tokens per forward: {rates}")
+    assert rates["rasd"] >= max(rates["draft_model"], rates["prompt_lookup"])
+
+
+@pytest.mark.parametrize("retrieval", [TokenRecycling(nodes=12), Aded(iterations=30), PromptLookup()])
+def test_any_two_drafters_are_fused(retrieval: Any) -> None:
+    world = network_world("qwen3")
+    method = Rasd(model=MultiCandidate(draft=neighbour(world.lm), candidates="2,1"), retrieval=retrieval)
+    assert same_tokens(method, world.lm, world.oracle, world.prompts, Settings(max_tokens=20)).tokens > 120
+
+
+class AsDrawn(Rasd):
+    """Retrieved tokens that are verified as if they had been drawn."""
+
+    def propose(self, run: Any, state: Any, budget: Any) -> Any:
+        tree = yield from super().propose(run, state, budget)
+        tree.sampled = [node in [c for p in tree.q for c in tree.children()[p]] for node in range(len(tree))]
+        return tree
+
+
+def test_samples_follow_the_model_and_a_wrong_rule_does_not() -> None:
+    world = toy_world(3)
+    settings = Settings(temperature=1.0, max_tokens=3)
+    law = world.oracle.law([0, 1, 0, 1], settings)  # type: ignore[attr-defined]
+
+    def apart(cls: type) -> float:
+        method = cls(model=DraftModel(draft=neighbour(world.lm), gamma=2), retrieval=PromptLookup(), top_k=3)
+        found = distribution(world.lm, method, [0, 1, 0, 1], settings, 200_000)
+        assert found.accepting
+        return total_variation(found.p, law)
+
+    assert apart(Rasd) < 1e-6
+    assert apart(AsDrawn) > 1e-3
+
+
+def test_what_cannot_be_fused_says_so() -> None:
+    world = network_world("llama")
+    with pytest.raises(ValueError, match=r"model='draft_model' is no drafter: make rasd with segue\.method"):
+        decode(world.lm, Rasd(), [[1, 2]], Settings(max_tokens=4))
+    with pytest.raises(ValueError, match="only read back cannot be merged in"):
+        method = Rasd(model=DraftModel(draft=world.lm), retrieval=Lookahead())
+        decode(world.lm, method, [[1, 2, 3]], Settings(max_tokens=4))
+    built = segue.method("rasd", draft=world.lm, retrieval="token_recycling")
+    assert isinstance(built.model, DraftModel)
+    assert built.model.draft is world.lm
+    assert isinstance(built.retrieval, TokenRecycling)
+    with pytest.raises(ValueError, match="top_k=0 is not allowed: at least 1"):
+        Rasd(top_k=0)
