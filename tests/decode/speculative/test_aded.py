@@ -92,18 +92,13 @@ def test_tokens_per_forward_rise_with_what_was_seen(tmp_path: Path) -> None:
     reset = model.generate(PROMPT, Aded(), max_tokens=48, ignore_eos=True).stats
     assert reset.tokens_per_forward == cold.tokens_per_forward
     model.reset()
-    asked = [
-        "User: Who was the king of the castle?\nAssistant:",
-        "The king lived by the sea. The old castle",
-        "Once there was a king",
-    ]
+    asked = ["User: Who was the king of the castle?\nAssistant:", "The king lived by the sea.", "Once there was a king"]
     texts = [model.encode(p) + model.generate(p, "plain", max_tokens=96, ignore_eos=True).tokens for p in asked]
     path = tmp_path / "kings.npz"
     build(texts, path, vocab_size=model.lm.vocab_size, model="mini")
     warm = model.generate(PROMPT, Aded(table=str(path)), max_tokens=48, ignore_eos=True)
-    print(
-        f"tokens per forward: cold {cold.tokens_per_forward}, table {warm.stats.tokens_per_forward}, again {again.tokens_per_forward}"
-    )
+    rates = [stats.tokens_per_forward for stats in (cold, warm.stats, again)]
+    print(f"tokens per forward: cold, with a table, again: {rates}")
     assert warm.stats.tokens_per_forward > cold.tokens_per_forward
 
 

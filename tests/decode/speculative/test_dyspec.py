@@ -103,9 +103,7 @@ def test_no_fixed_tree_of_its_size_is_worth_as_much(number: int) -> None:
     the first child is always accepted, so that there a chain is best.)"""
     world = network_world("llama")
     draft = neighbour(world.lm)
-    fixed = {
-        c: MultiCandidate(draft=draft, candidates=c) for c in ("3,1,1,1", "2,2,1", "12", "1,1,1,1,1,1,1,1,1,1,1,1")
-    }
+    fixed = {c: MultiCandidate(draft=draft, candidates=c) for c in ("3,1,1,1", "2,2,1", "12", "1,1,1,1")}
     settings = Settings(max_tokens=30)
     prompt = world.prompts[number]
     ours = worth(first_tree(world.lm, Dyspec(draft=draft, nodes=12), prompt, settings))

@@ -46,7 +46,7 @@ class Dresd(Speculative):
         claim=Claim(value=1.19, unit="speed-up", baseline="REST", setting="average over models and tasks, GPU"),
         exact=(SameTokens(), SameDistribution()),
         needs=("logits", "hidden states", "tree attention", "a dense datastore"),
-        departs="faiss instead of ScaNN; sampled mode by delta proposals",
+        departs="faiss instead of ScaNN; nearer hits weigh more (sharpness); sampled mode by delta proposals",
         check="spec",
     )
 
