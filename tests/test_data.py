@@ -211,3 +211,10 @@ def test_narrow_keeps_the_likeliest_branches_and_all_that_is_scored_only() -> No
     for token, score in ((1, 0.1), (2, 0.9)):
         drawn.add(0, token, sampled=True, score=score)
     assert drawn.narrow(1).tokens == [0, 1]  # by order, whatever was drawn
+    drawn.add(2, 3, sampled=True)
+    drawn.add(1, 4, sampled=True)
+    drawn.add(1, 5, sampled=True)
+    # Up to the first node that is a leaf too many, not whole branches.
+    assert drawn.narrow(1).tokens == [0, 1]
+    assert drawn.narrow(2).tokens == [0, 1, 2, 3, 4]
+    assert drawn.narrow(3) is drawn

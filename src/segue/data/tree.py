@@ -187,16 +187,34 @@ class DraftTree:
         )
 
     def narrow(self, leaves: int) -> DraftTree:
-        """At most so many leaves, for a backend that takes no more: proposals of the highest survival stay, under the
-        rules of `truncate`. Scored-only branches are kept, whose drafter knows them by their numbers."""
+        """At most so many leaves, for a backend that takes no more: proposals of the highest survival stay, of a tree
+        with sampled nodes those drawn first. Scored-only branches are kept, whose drafter knows them by number."""
         tips = self.leaves()
         if len(tips) <= leaves:
             return self
+        if any(self.sampled):
+            return self._beginning(leaves)
         survival = self._survivals()
         tips.sort(key=lambda node: (not self.scored_only[node], -survival[node], node))
         fixed = sum(self.scored_only[tip] for tip in tips)
         kept = {node for tip in tips[: max(leaves, fixed)] for node in self.path(tip)}
         return self.keep({0} | kept)
+
+    def _beginning(self, leaves: int) -> DraftTree:
+        """The nodes before the first one that would be a leaf too many. Where it hangs was decided before it was drawn;
+        choosing among whole branches would not be blind to what was drawn, since a tree's shape may follow that."""
+        kept = {0, *(node for node in range(len(self.tokens)) if self.scored_only[node])}
+        inner = {self.parents[node] for node in kept}
+        tips = len(kept - inner)
+        for node in range(1, len(self.tokens)):
+            if self.scored_only[node]:
+                continue
+            tips += self.parents[node] in inner
+            if tips > leaves:
+                break
+            inner.add(self.parents[node])
+            kept.add(node)
+        return self.keep(kept)
 
     def _survivals(self) -> list[float]:
         """For every node the product of the scores down to it; 1 for all of a tree with sampled nodes, since choosing
