@@ -17,6 +17,7 @@ from segue.card import Card
 
 ROOT = Path(__file__).parent
 ROOMS = ("segment", "encode", "decode", "choose", "pipelines")
+STORES = {"a datastore", "a dense datastore"}
 RESULTS = ROOT.parents[1] / "results"  # beside src/ in a checkout; absent in an installed wheel
 CARD_CLASSES = ("Card", "Paper", "Claim", "SameTokens", "SameDistribution", "SameTarget", "Limit", "Learned")
 
@@ -59,6 +60,16 @@ class Entry:
         """Hash of the method's file and its family's base: what a measured result depends on."""
         sources = [self.path.read_bytes(), self.base.read_bytes() if self.base.is_file() else b""]
         return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
+
+    def able(self, has_draft: bool) -> bool:
+        """Whether it runs with default fields, given at most a draft model: nobody can guess a datastore."""
+        needs = set(self.card.needs)
+        return not needs & STORES and (has_draft or "a draft model" not in needs)
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether its greedy output is promised to be the model's own."""
+        return any(type(promise).__name__ == "SameTokens" for promise in self.card.exact)
 
     def as_dict(self) -> dict[str, Any]:
         data = self.card.as_dict()

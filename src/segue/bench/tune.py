@@ -62,9 +62,8 @@ def candidates(
     single field drawn from a seeded source."""
     defaults, changed = [], []
     for entry in catalog.entries().values():
-        lossless = any(type(promise).__name__ == "SameTokens" for promise in entry.card.exact)
-        able = has_draft or "a draft model" not in entry.card.needs
-        if entry.name == PLAIN or not lossless or not able or (names and entry.name not in names):
+        able = entry.able(has_draft) and entry.same_tokens
+        if entry.name == PLAIN or not able or (names and entry.name not in names):
             continue
         defaults.append(Candidate(entry.name))
         knobs = {getattr(promise, "knob", "") for promise in entry.card.exact}
