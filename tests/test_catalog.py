@@ -134,7 +134,7 @@ def test_a_result_belongs_to_the_source_it_was_measured_on(house: Path) -> None:
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"no method is called 'lookahaed': did you mean lookahead\?"):
+    with pytest.raises(ValueError, match=r"no method is called 'lookahaed': did you mean lookahead"):
         catalog.find("lookahaed")
     with pytest.raises(ValueError, match=r"there are .*plain"):
         catalog.find("xyzzy")

@@ -29,49 +29,6 @@ SECONDS = 20e-6  # of one iteration in Python, by measurement; only the choice a
 MOST_KEYS, MOST_SUCCESSORS = 100_000, 64  # of the learned table
 
 
-@dataclass
-class Table:
-    """Weights of successors: those learned from texts over those of a corpus."""
-
-    corpus: Mapping[Pair, Mapping[int, float]]
-    learned: OrderedDict[Pair, dict[int, float]] = field(default_factory=OrderedDict)
-
-    def __getitem__(self, pair: Pair) -> Mapping[int, float]:
-        own = self.learned.get(pair)
-        return own if own is not None else self.corpus.get(pair, {})
-
-    def add(self, pair: Pair, token: int, rate: float, cap: float) -> None:
-        own = self.learned.get(pair)
-        if own is None:
-            own = self.learned[pair] = dict(self.corpus.get(pair, {}))
-        own[token] = min(own.get(token, 0.0) + rate, max(cap, own.get(token, 0.0)))
-        self.learned.move_to_end(pair)
-        if len(own) > MOST_SUCCESSORS:
-            del own[min(own, key=lambda t: own[t])]
-        if len(self.learned) > MOST_KEYS:
-            self.learned.popitem(last=False)
-
-
-@dataclass
-class Searching:
-    """The table at work in a run, how much of the text it has seen, and the source of the roll-outs."""
-
-    table: Table
-    random: random.Random  # shapes proposals only; never decides what is emitted
-    seen: int = 0
-
-
-@dataclass(slots=True)
-class Node:
-    """A place in the search tree."""
-
-    pair: Pair
-    share: float  # P: of its parent's successors
-    visits: int = 0  # N
-    total: float = 0.0  # W
-    children: list[Node] | None = None
-
-
 @dataclass(frozen=True)
 class Aded(Speculative):
     """Drafts from word statistics that adapt to the text: no model; pays where texts of a kind repeat themselves."""
@@ -209,6 +166,49 @@ class Aded(Speculative):
             following = expand(path[-1].pair, table)
             found.append([*path, following[0]] if following else path)
         return found
+
+
+@dataclass
+class Table:
+    """Weights of successors: those learned from texts over those of a corpus."""
+
+    corpus: Mapping[Pair, Mapping[int, float]]
+    learned: OrderedDict[Pair, dict[int, float]] = field(default_factory=OrderedDict)
+
+    def __getitem__(self, pair: Pair) -> Mapping[int, float]:
+        own = self.learned.get(pair)
+        return own if own is not None else self.corpus.get(pair, {})
+
+    def add(self, pair: Pair, token: int, rate: float, cap: float) -> None:
+        own = self.learned.get(pair)
+        if own is None:
+            own = self.learned[pair] = dict(self.corpus.get(pair, {}))
+        own[token] = min(own.get(token, 0.0) + rate, max(cap, own.get(token, 0.0)))
+        self.learned.move_to_end(pair)
+        if len(own) > MOST_SUCCESSORS:
+            del own[min(own, key=lambda t: own[t])]
+        if len(self.learned) > MOST_KEYS:
+            self.learned.popitem(last=False)
+
+
+@dataclass
+class Searching:
+    """The table at work in a run, how much of the text it has seen, and the source of the roll-outs."""
+
+    table: Table
+    random: random.Random  # shapes proposals only; never decides what is emitted
+    seen: int = 0
+
+
+@dataclass(slots=True)
+class Node:
+    """A place in the search tree."""
+
+    pair: Pair
+    share: float  # P: of its parent's successors
+    visits: int = 0  # N
+    total: float = 0.0  # W
+    children: list[Node] | None = None
 
 
 def expand(pair: Pair, table: Table) -> list[Node]:

@@ -28,46 +28,6 @@ from segue.models.run import Request, Run
 from segue.ops.accept import without
 
 
-@dataclass(slots=True)
-class Growing:
-    """A tree that grows by single children, and the residual rows of its nodes."""
-
-    run: Run
-    tree: DraftTree
-    left: dict[int, Tensor] = field(default_factory=dict)  # node -> R (V,)
-    scored: int = 0
-
-    def learn(self, rows: list[Tensor]) -> None:
-        """Take the draft's rows of the nodes that had none."""
-        for node, row in enumerate(rows, start=self.scored):
-            text = prefix(self.run, self.tree, node)
-            if self.run.target.greedy:
-                self.left[node] = self.run.target.processed(row, text).softmax(-1)
-            else:
-                self.left[node] = self.tree.q[node] = self.run.target.p(row, text)
-        self.scored += len(rows)
-
-    def next(self, node: int, value: float) -> tuple[int, float, float]:
-        """Add the next child of a node at a place of this value: the child, and the values below and beside it."""
-        rest = self.left[node]
-        greedy = self.run.target.greedy
-        token = int(rest.argmax()) if greedy else self.run.chance.index(rest)
-        share = float(rest[token] / rest.sum())
-        above = self.tree.score[node] if greedy else 1.0
-        score = value * share / max(self._value(node), 1e-30) if greedy else above
-        child = self.tree.add(node, token, sampled=not greedy, score=score, source="dyspec")
-        done = share >= 1 - 1e-9
-        self.left[node] = rest if done else without(rest, token)
-        return child, value * share, 0.0 if done else value * (1 - share)
-
-    def _value(self, node: int) -> float:
-        """The product of the scores down to a node."""
-        value = 1.0
-        for step in self.tree.path(node):
-            value *= self.tree.score[step]
-        return value
-
-
 @dataclass(frozen=True)
 class Dyspec(WithDraft):
     """A tree whose shape follows the draft's own confidence: deep where it is sure, wide where it is not."""
@@ -144,3 +104,43 @@ class Dyspec(WithDraft):
             if not level or len(tree) > most:
                 break
         return tree
+
+
+@dataclass(slots=True)
+class Growing:
+    """A tree that grows by single children, and the residual rows of its nodes."""
+
+    run: Run
+    tree: DraftTree
+    left: dict[int, Tensor] = field(default_factory=dict)  # node -> R (V,)
+    scored: int = 0
+
+    def learn(self, rows: list[Tensor]) -> None:
+        """Take the draft's rows of the nodes that had none."""
+        for node, row in enumerate(rows, start=self.scored):
+            text = prefix(self.run, self.tree, node)
+            if self.run.target.greedy:
+                self.left[node] = self.run.target.processed(row, text).softmax(-1)
+            else:
+                self.left[node] = self.tree.q[node] = self.run.target.p(row, text)
+        self.scored += len(rows)
+
+    def next(self, node: int, value: float) -> tuple[int, float, float]:
+        """Add the next child of a node at a place of this value: the child, and the values below and beside it."""
+        rest = self.left[node]
+        greedy = self.run.target.greedy
+        token = int(rest.argmax()) if greedy else self.run.chance.index(rest)
+        share = float(rest[token] / rest.sum())
+        above = self.tree.score[node] if greedy else 1.0
+        score = value * share / max(self._value(node), 1e-30) if greedy else above
+        child = self.tree.add(node, token, sampled=not greedy, score=score, source="dyspec")
+        done = share >= 1 - 1e-9
+        self.left[node] = rest if done else without(rest, token)
+        return child, value * share, 0.0 if done else value * (1 - share)
+
+    def _value(self, node: int) -> float:
+        """The product of the scores down to a node."""
+        value = 1.0
+        for step in self.tree.path(node):
+            value *= self.tree.score[step]
+        return value
