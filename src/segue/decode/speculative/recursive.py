@@ -107,6 +107,9 @@ class Recursive(WithDraft):
     def observe(self, run: Run, state: Drafting, outcome: Outcome) -> None:
         super().observe(run, state.draft, outcome)
 
+    def rewind(self, run: Run, state: Drafting) -> None:
+        super().rewind(run, state.draft)
+
     def _beam(
         self, run: Run, state: Drafting, tree: DraftTree, beams: list[tuple[int, float, float]], rows: list[Tensor]
     ) -> list[tuple[int, float, float]]:
