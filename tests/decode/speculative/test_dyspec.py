@@ -11,6 +11,7 @@ from segue.decode.speculative.dyspec import Dyspec
 from segue.decode.speculative.multi_candidate import MultiCandidate
 from segue.laws.base import decode
 from segue.laws.enumerate import distribution, total_variation
+from segue.laws.same_distribution import divergence
 from segue.laws.worlds import neighbour, network_world, toy_world
 from segue.models.lm import LM
 
@@ -126,3 +127,28 @@ def worth(tree: DraftTree) -> float:
 def test_fields_are_checked(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Dyspec(**fields)
+
+
+@pytest.mark.parametrize("leaves", [1, 2])
+def test_few_leaves_do_not_bias_a_shape_that_follows_the_draws(leaves: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend may take few leaves. Which tips come first depends on which sibling grew on, and so on what was drawn:
+    keeping those would keep a second draw without the first."""
+    settings = Settings(temperature=1.0, max_tokens=4)
+
+    def moved() -> float:
+        found = []
+        for seed in range(2):
+            world = toy_world(3, seed=seed)
+            world.lm.most_leaves = leaves
+            method = Dyspec(draft=neighbour(world.lm), nodes=4)
+            found.append(divergence(method, world.lm, world.prompts[-1], settings))
+        return max(found)
+
+    assert moved() < 1e-9
+    if leaves == 1:
+        monkeypatch.setattr(DraftTree, "_beginning", first_tips)
+        assert moved() > 0.1
+
+
+def first_tips(tree: DraftTree, leaves: int) -> DraftTree:
+    return tree.keep({0}.union(*(tree.path(tip) for tip in tree.leaves()[:leaves])))

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 import segue
-from segue.data import Settings
+from segue.data import DraftTree, Scores, Settings
 from segue.decode.plain import Plain
+from segue.decode.speculative.base import Budget, Outcome
 from segue.decode.speculative.draft_model import DraftModel
 from segue.decode.speculative.prompt_lookup import PromptLookup
 from segue.decode.speculative.sparse_to_dense import SparseToDense
@@ -14,7 +18,10 @@ from segue.decode.speculative.staged import Staged
 from segue.decode.speculative.token_recycling import TokenRecycling
 from segue.laws.base import decode
 from segue.laws.enumerate import distribution, total_variation
+from segue.laws.oracle import NetworkOracle
+from segue.laws.same_distribution import same_distribution
 from segue.laws.worlds import neighbour, network_world, toy_world
+from segue.models.run import Request, Run
 
 INNER = [PromptLookup(), TokenRecycling(nodes=8, depth=3)]
 
@@ -104,3 +111,50 @@ def test_what_cannot_be_an_inner_drafter_says_so() -> None:
         decode(world.lm, method, [world.prompts[1]], Settings(max_tokens=20))
     with pytest.raises(ValueError, match="gamma=0 is not allowed: at least 1"):
         Staged(gamma=0)
+
+
+@pytest.mark.parametrize("name", ["draft_model", "multi_candidate", "recursive", "dyspec", "rasd", "staged"])
+def test_an_inner_drafter_with_a_draft_model_is_cut_back_as_well(name: str) -> None:
+    world = network_world("llama")
+    draft = neighbour(world.lm)
+    method = Staged(draft=draft, inner=segue.method(name, draft=neighbour(draft, 5)), gamma=3)
+    settings = Settings(max_tokens=30)
+    for prompt, answer in zip(world.prompts, decode(world.lm, method, world.prompts, settings), strict=True):
+        assert answer.tokens == world.oracle.answer(prompt, settings).tokens
+        assert answer.stats.accepted < answer.stats.drafted
+    toy = toy_world(3)
+    draft = neighbour(toy.lm)
+    method = Staged(draft=draft, inner=segue.method(name, draft=neighbour(draft, 5)), gamma=3)
+    assert same_distribution(method, toy.lm, toy.prompts[-1], Settings(temperature=1.0, max_tokens=3)).accepting
+
+
+def test_who_decides_otherwise_is_no_inner_drafter() -> None:
+    world = network_world("llama")
+    inner = segue.method("speculative_contrastive", draft=neighbour(world.lm))
+    with pytest.raises(ValueError, match="inner: SpeculativeContrastive follows another distribution than the model's"):
+        decode(world.lm, Staged(draft=neighbour(world.lm), inner=inner), [world.prompts[1]], Settings(max_tokens=4))
+
+
+def test_a_sibling_that_was_accepted_is_read_by_the_draft_model() -> None:
+    """A right sibling ends the round in place of the draft model's own token: the next rows must follow it."""
+    world = network_world("gpt2")
+    draft = neighbour(world.lm)
+    oracle = NetworkOracle(draft)  # type: ignore[arg-type]
+    beside = 0
+
+    @dataclass(frozen=True)
+    class Spied(Staged):
+        def propose(self, run: Run, state: Any, budget: Budget) -> Generator[Request, Scores, DraftTree]:
+            tree = yield from super().propose(run, state, budget)
+            if tree.rows:
+                row = oracle.answer(run.ids, Settings(max_tokens=1)).logits[0]
+                assert torch.allclose(tree.rows[0], row, atol=1e-4)
+            return tree
+
+        def observe(self, run: Run, state: Any, outcome: Outcome) -> None:
+            nonlocal beside
+            beside += any(outcome.tree.parents[n] == outcome.tree.parents[n - 1] for n in outcome.path[1:])
+            super().observe(run, state, outcome)
+
+    decode(world.lm, Spied(draft=draft, inner=PromptLookup(), siblings=3), world.prompts[1:3], Settings(max_tokens=40))
+    assert beside > 2

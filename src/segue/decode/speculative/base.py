@@ -183,10 +183,16 @@ class WithDraft(Speculative):
 
 
 def held(method: str, field: str, drafter: Drafter) -> Speculative:
-    """The drafter that a method holds in a field; ValueError where it is still a name."""
+    """The drafter that a method holds in a field; ValueError where it is still a name, or where it is more than a
+    drafter: who holds it decides what is accepted, by the model's own distribution."""
     if not isinstance(drafter, Speculative):
         raise ValueError(
             f"{field}={drafter!r} is no drafter: make {method} with segue.method({method!r}, {field}=...), which takes "
             "a name, or give a method object"
+        )
+    if type(drafter).decide is not Speculative.decide:
+        raise ValueError(
+            f"{field}: {type(drafter).__name__} follows another distribution than the model's, which {method} would "
+            "not: give a drafter that only proposes"
         )
     return drafter

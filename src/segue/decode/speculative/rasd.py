@@ -80,6 +80,10 @@ class Rasd(Speculative):
         for drafter, own in zip(self.drafters(), state, strict=True):
             drafter.observe(run, own, outcome)
 
+    def rewind(self, run: Run, state: tuple[Any, Any]) -> None:
+        for drafter, own in zip(self.drafters(), state, strict=True):
+            drafter.rewind(run, own)
+
 
 def prune(found: DraftTree, tree: DraftTree, top_k: int) -> DraftTree:
     """Retrieved continuations without the branches that the draft model does not expect, as far as it was asked."""

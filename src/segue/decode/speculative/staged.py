@@ -89,7 +89,7 @@ class Staged(WithDraft):
 
     def rewind(self, run: Run, state: Stage) -> None:
         own = state.run
-        own.sequence.rollback(Mark(min(len(own.sequence), len(run.sequence)), None))
+        own.sequence.rollback(Mark(agreed(own.sequence.tokens, run.sequence.tokens), None))
         self._show(run, own)
         self._inner().rewind(own, state.inner)
 
@@ -135,6 +135,15 @@ class Staged(WithDraft):
                 if other != token and share > 0:
                     tree.add(parent, other, score=share, source="staged")
         return node
+
+
+def agreed(mine: list[int], text: list[int]) -> int:
+    """How long the draft model's past is that of the text: a sibling, or what others drafted, may have been accepted
+    in place of its own chain."""
+    length = min(len(mine), len(text))
+    if mine[:length] == text[:length]:
+        return length
+    return next(i for i in range(length) if mine[i] != text[i])
 
 
 def _catch_up(own: Run) -> Generator[Request, Scores, None]:
