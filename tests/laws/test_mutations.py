@@ -79,7 +79,7 @@ KEEP_DELTA = "chance.keeps(float(p[token]), 1.0)"
 BONUS = "return path, chance.index(p)"
 MATCH = "next((child for child in children[node] if tree.tokens[child] == token), None)"
 MISS = "return path, token"
-PREFIX = "prefix + [tree.tokens[i] for i in tree.path(node)]"
+PREFIX = "prefix(run, tree, node)"
 
 MUTATIONS = {
     "residual not subtracted": Mutation(rule, "residual", "(p - q).clamp_(min=0)", "p.clone()", drafted, 0.1),
@@ -100,8 +100,8 @@ MUTATIONS = {
         base, "accept", "p = without(p, token)", "pass", mixed, 0.05
     ),
     "behind a mix: retrieved tokens always kept": Mutation(base, "accept", KEEP_DELTA, "True", mixed, 0.1),
-    "penalties of the round's first prefix": Mutation(Speculative, "_accept", PREFIX, "run.ids", drafted, 0.2, PENALTY),
-    "penalties without the drafted path": Mutation(Speculative, "_accept", PREFIX, "run.ids", recycled, 0.2, PENALTY),
+    "penalties of the round's first prefix": Mutation(Speculative, "decide", PREFIX, "run.ids", drafted, 0.2, PENALTY),
+    "penalties without the drafted path": Mutation(Speculative, "decide", PREFIX, "run.ids", recycled, 0.2, PENALTY),
 }
 
 
