@@ -84,7 +84,7 @@ class Upwards(Plain):
 
 
 def test_a_promise_without_a_law_is_refused() -> None:
-    with pytest.raises(LawBroken, match="no law for it"):
+    with pytest.raises(LawBroken, match="no brute force is written for the target 'none'"):
         check(Upwards, toy_world(2))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from segue.card import SameTarget
 from segue.data import Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.enumerate import distribution, total_variation
-from segue.laws.oracle import NetworkOracle, TableOracle
+from segue.laws.oracle import NetworkOracle, TableOracle, room
 from segue.laws.worlds import World
 from segue.models.lm import LM
 
@@ -65,6 +66,7 @@ def _greedy(scores_of: Callable[..., list[float]], method: Any, world: World) ->
     together = [answer.tokens for answer in decode(world.lm, method, world.prompts, settings)]
     compared = 0
     for prompt, *answers in zip(world.prompts, alone, together, strict=True):
+        _ends(method, world.lm, prompt, answers[0], settings)
         for tokens in answers:
             text = list(prompt)
             for token in tokens:
@@ -77,6 +79,19 @@ def _greedy(scores_of: Callable[..., list[float]], method: Any, world: World) ->
                 text.append(token)
                 compared += 1
     return compared
+
+
+def _ends(method: Any, lm: LM, prompt: list[int], tokens: list[int], settings: Settings) -> None:
+    """The answer is as long as it may be, and ends behind a stop token wherever that comes."""
+    if len(tokens) != room(lm, prompt, settings):
+        raise LawBroken(f"{method}: {len(tokens)} tokens, where {room(lm, prompt, settings)} were asked for")
+    for end in set(tokens):
+        stopped = replace(settings, stop_tokens=(end,))
+        (answer,) = decode(lm, method, [prompt], stopped)
+        if answer.tokens != tokens[: tokens.index(end) + 1]:
+            raise LawBroken(
+                f"{method}: with {end} as the end {answer.tokens} was written instead of a part of {tokens}"
+            )
 
 
 def _samples(scores_of: Callable[..., list[float]], method: Any, world: World) -> float:

@@ -77,12 +77,12 @@ def draw(run: Run, tree: DraftTree, node: int, row: Tensor, count: int, source: 
 def drafting(sequence: Sequence) -> Iterator[None]:
     """Within the context forwards of the target's own sequence are drafts, of which nothing stays: rows are forgotten
     at its end and skipped layers lose nothing."""
-    mark = sequence.mark()
+    mark, drafts = sequence.mark(), sequence.drafts
     sequence.drafts = True
     try:
         yield
     finally:
-        sequence.drafts = False
+        sequence.drafts = drafts
         sequence.rollback(mark)
 
 

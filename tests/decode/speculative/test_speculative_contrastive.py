@@ -4,6 +4,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+import torch
 
 from segue.data import Scores, Settings
 from segue.decode.speculative.draft_model import DraftModel
@@ -110,3 +111,29 @@ def test_it_changes_the_text_and_implausible_tokens_stay_out() -> None:
 def test_fields_are_checked(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SpeculativeContrastive(**fields)
+
+
+@pytest.mark.parametrize("form", ["improved", "original"])
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_tokens_that_the_amateur_does_not_have_are_out(form: str, alpha: float, beta: float) -> None:
+    """Vocabularies of one tokenizer are padded to different sizes: the shorter row ends in -inf."""
+    method = SpeculativeContrastive(alpha=alpha, beta=beta, form=form)
+    expert, amateur = torch.randn(2, 96, generator=torch.Generator().manual_seed(0))
+    expert[90:] = -50.0
+    amateur[90:] = float("-inf")
+    p = method.contrast(expert, amateur).softmax(-1)
+    assert p[90:].sum() == 0
+    assert torch.allclose(p[:90], method.contrast(expert[:90], amateur[:90]).softmax(-1), atol=1e-5)
+
+
+def test_an_amateur_of_too_short_a_context_is_refused_before_anything_is_written() -> None:
+    world = network_world("llama")
+    draft = neighbour(world.lm)
+    prompt = world.prompts[1]
+    draft.context_length = len(prompt) + 12
+    method = SpeculativeContrastive(draft=draft)
+    with pytest.raises(ValueError, match=r"may need 20 tokens of context, and the amateur .* has 19: lower max_tokens"):
+        decode(world.lm, method, [prompt], Settings(max_tokens=14))
+    (answer,) = decode(world.lm, method, [prompt], Settings(max_tokens=13))
+    assert len(answer.tokens) == 13

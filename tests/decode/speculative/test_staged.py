@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import segue
+from segue import catalog
 from segue.data import DraftTree, Scores, Settings
 from segue.decode.plain import Plain
 from segue.decode.speculative.base import Budget, Outcome
@@ -20,6 +21,7 @@ from segue.laws.base import decode
 from segue.laws.enumerate import distribution, total_variation
 from segue.laws.oracle import NetworkOracle
 from segue.laws.same_distribution import same_distribution
+from segue.laws.suite import ORDINARY, build, load
 from segue.laws.worlds import neighbour, network_world, toy_world
 from segue.models.run import Request, Run
 
@@ -158,3 +160,70 @@ def test_a_sibling_that_was_accepted_is_read_by_the_draft_model() -> None:
 
     decode(world.lm, Spied(draft=draft, inner=PromptLookup(), siblings=3), world.prompts[1:3], Settings(max_tokens=40))
     assert beside > 2
+
+
+OTHERS = [
+    name
+    for name, entry in catalog.entries().items()
+    if entry.family == "decode/speculative" and {type(p).__name__ for p in entry.card.exact} >= {"SameTokens"}
+]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_drafter_may_draft_for_the_draft_model_or_says_that_it_cannot(name: str) -> None:
+    world = network_world("llama")
+    draft = neighbour(world.lm)
+    prompt, settings = world.prompts[2], Settings(max_tokens=24)
+    method = Staged(draft=draft, inner=build(load(name), draft, ORDINARY), gamma=4)
+    if name in ("sparse_to_dense", "specextend"):
+        with pytest.raises(ValueError, match="cannot draft for a draft model"):
+            decode(world.lm, method, [prompt], settings)
+        return
+    (alone,) = decode(world.lm, DraftModel(draft=draft, gamma=4), [prompt], settings)
+    (staged,) = decode(world.lm, method, [prompt], settings)
+    assert staged.tokens == alone.tokens
+    assert (staged.stats.drafted, staged.stats.accepted) == (alone.stats.drafted, alone.stats.accepted)
+    # Sampled text may come from other draws, but it must come.
+    (sampled,) = decode(world.lm, method, [prompt], Settings(max_tokens=24, temperature=0.8, seed=3))
+    assert len(sampled.tokens) == 24
+
+
+@pytest.mark.parametrize("gamma", [3, 5, 8])
+@pytest.mark.parametrize("perfect", [True, False])
+def test_an_inner_drafter_without_forwards_never_costs_the_draft_model_any(perfect: bool, gamma: int) -> None:
+    """Behind a whole draft the draft model lacks a token: it is read in the forward that comes anyway."""
+    world = network_world("llama")
+    draft = world.lm if perfect else neighbour(world.lm)
+    settings = Settings(max_tokens=48)
+    for prompt in world.prompts:
+        (alone,) = decode(world.lm, DraftModel(draft=draft, gamma=gamma), [prompt], settings)
+        for inner in INNER:
+            (staged,) = decode(world.lm, Staged(draft=draft, inner=inner, gamma=gamma), [prompt], settings)
+            assert staged.tokens == alone.tokens
+            # One more, since the prompt is read apart from the first token's row.
+            assert staged.stats.draft_forwards <= alone.stats.draft_forwards + 1
+
+
+def test_a_sampled_run_is_the_same_text_with_and_without_the_inner_stage() -> None:
+    world = network_world("llama")
+    draft = neighbour(world.lm)
+    for seed in range(4):
+        settings = Settings(max_tokens=30, temperature=0.8, seed=seed)
+        (alone,) = decode(world.lm, DraftModel(draft=draft, gamma=4), [world.prompts[2]], settings)
+        (staged,) = decode(world.lm, Staged(draft=draft, inner=PromptLookup(), gamma=4), [world.prompts[2]], settings)
+        assert staged.tokens == alone.tokens
+
+
+def test_a_backend_of_few_leaves_is_given_no_more() -> None:
+    world = network_world("llama")
+    draft = neighbour(world.lm)
+    draft.most_leaves = 2
+    forward, widest = draft.forward, []
+
+    def heard(asks: Any) -> Any:
+        widest.extend(len(tree.leaves()) for _, tree, _ in asks)
+        return forward(asks)
+
+    draft.forward = heard  # type: ignore[method-assign]
+    decode(world.lm, Staged(draft=draft, inner=TokenRecycling(nodes=20)), [world.prompts[1]], Settings(max_tokens=30))
+    assert max(widest) == 2

@@ -149,6 +149,10 @@ class Auto(Speculative):
         if run.finish_reason is not None:
             run.stats.note = explain(run.stats.methods, state.guard, state.guard.pauses - state.pauses)
 
+    def rewind(self, run: Run, state: Choice) -> None:
+        for name, drafter in state.drafters.items():
+            drafter.rewind(run, state.states[name])
+
     def _learn(self, run: Run, state: Choice, outcome: Outcome, drafted: bool) -> None:
         """What a round in which drafters were asked says about them and about the arm that it was."""
         tree, tokens = outcome.tree, len(outcome.path)

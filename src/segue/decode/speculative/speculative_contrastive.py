@@ -15,11 +15,13 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from segue.card import Card, Claim, Paper, SameTarget
 from segue.data import DraftTree, Scores
 from segue.decode.speculative.base import Budget, WithDraft
+from segue.models.companion import companion
 from segue.models.draft import Draft, chain, prefix
 from segue.models.run import Request, Run
 from segue.ops.accept import accept
@@ -55,6 +57,18 @@ class SpeculativeContrastive(WithDraft):
         if self.gamma < 1:
             raise ValueError(f"gamma={self.gamma} is not allowed: at least 1")
 
+    def start(self, run: Run) -> Draft:
+        amateur = companion(run.lm, self.draft)
+        # Every token but the last must be read by the amateur: without its row there is no target.
+        needed = run.prompt_length + run.max_tokens - 1
+        if needed > amateur.context_length:
+            raise ValueError(
+                f"the answer may need {needed} tokens of context, and the amateur {amateur.name} has "
+                f"{amateur.context_length}: lower max_tokens, shorten the prompt or take another draft"
+            )
+        state: Draft = super().start(run)
+        return state
+
     def propose(self, run: Run, state: Draft, budget: Budget) -> Generator[Request, Scores, DraftTree]:
         steps = min(self.gamma, budget.depth, budget.nodes, state.room(run))
         return chain(run, steps, state.read, "speculative_contrastive")
@@ -78,11 +92,14 @@ class SpeculativeContrastive(WithDraft):
 
     def contrast(self, expert: Tensor, amateur: Tensor) -> Tensor:
         """The contrastive scores (V,) of two rows of logits."""
-        log_e, log_a = expert.float().log_softmax(-1), amateur.float().log_softmax(-1)
+        # Tokens that the amateur does not have (a vocabulary padded less) have no contrast, and are no text either.
+        unknown = torch.isneginf(amateur)
+        expert, amateur = expert.float(), amateur.float().masked_fill(unknown, 0.0)
+        log_e = expert.log_softmax(-1)
         if self.form == "improved":
-            scores = (1 + self.beta) * expert.float() - self.beta * amateur.float()
+            scores = (1 + self.beta) * expert - self.beta * amateur
         else:
-            scores = log_e - log_a
+            scores = log_e - amateur.masked_fill(unknown, float("-inf")).log_softmax(-1)
         if self.alpha:
             scores = scores.masked_fill(log_e < log_e.max() + math.log(self.alpha), float("-inf"))
-        return scores
+        return scores.masked_fill(unknown, float("-inf"))

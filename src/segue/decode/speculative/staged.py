@@ -76,7 +76,8 @@ class Staged(WithDraft):
         count = min(self.gamma, budget.depth, budget.nodes, own.lm.context_length - len(run.ids))
         if count < 1:
             return tree
-        yield from _catch_up(own)
+        if len(own.sequence) == 0 and len(own.ids) > 1:
+            yield Prefill(own.sequence, own.ids[:-1], Want(logits="none"))
         spine = [0]  # the nodes of the chain
         while len(spine) <= count:
             rows, tokens = yield from self._round(run, state, count - len(spine) + 1)
@@ -108,13 +109,19 @@ class Staged(WithDraft):
         elif isinstance(proposal, DraftTree):
             found = proposal
         else:
+            yield from _catch_up(own)  # who drafts by forwards may draft with this very sequence
             found = yield from proposal
         found = found.truncate(most, most - 1)
-        scores = yield Forward(own.sequence, found, inner.wanted(state.inner))
+        if own.lm.most_leaves is not None:
+            found = found.narrow(own.lm.most_leaves)
+        # What the draft model lacks of the text is read in the same forward.
+        missing = own.ids[len(own.sequence) : -1]
+        whole, want = _behind(missing, found, inner.wanted(state.inner))
+        scores = _without(len(missing), (yield Forward(own.sequence, whole, want)))
         rows = {n: fit(scores.row(n), run.lm.vocab_size) for n in range(len(found))}
         path, token = accept(found, lambda n: run.target.p(rows[n], prefix(own, found, n)), run.chance)
         assert token is not None
-        own.sequence.commit(path, token)
+        own.sequence.commit([*range(len(missing)), *(len(missing) + node for node in path)], token)
         tokens = [*(found.tokens[node] for node in path[1:]), token]
         own.ids += tokens
         if own.seen is not own.ids:
@@ -149,10 +156,36 @@ def agreed(mine: list[int], text: list[int]) -> int:
 def _catch_up(own: Run) -> Generator[Request, Scores, None]:
     """Read what the draft model lacks before the pending token."""
     missing = own.ids[len(own.sequence) : -1]
-    if not missing:
-        return
-    if len(own.sequence) == 0:
-        yield Prefill(own.sequence, missing, Want(logits="none"))
-        return
-    yield Forward(own.sequence, DraftTree.chain(missing), Want(logits="none"))
-    own.sequence.commit(list(range(len(missing))))
+    if missing:
+        yield Forward(own.sequence, DraftTree.chain(missing), Want(logits="none"))
+        own.sequence.commit(list(range(len(missing))))
+
+
+def _behind(text: list[int], tree: DraftTree, want: Want) -> tuple[DraftTree, Want]:
+    """A tree with unread text before its root, and what is wanted of its own nodes there."""
+    count = len(text)
+    if not count:
+        return tree, want
+    whole = DraftTree.chain([*text, tree.tokens[0]])
+    for node in range(1, len(tree)):
+        whole.add(count + tree.parents[node], tree.tokens[node], scored_only=tree.scored_only[node])
+    watched = want.attention
+    if watched is not None:
+        nodes = range(len(tree)) if watched[1] is None else watched[1]
+        watched = watched[0], tuple(node + count if node >= 0 else node for node in nodes)
+    return whole, replace(want, logits=tuple(range(count, len(whole))), attention=watched)
+
+
+def _without(count: int, scores: Scores) -> Scores:
+    """Scores as if the first `count` nodes had not been there."""
+    if not count:
+        return scores
+    skipped = sum(node < count for node in scores.nodes)
+    return Scores(
+        scores.packed,
+        scores.start + skipped,
+        [node - count for node in scores.nodes[skipped:]],
+        None if scores.topk is None else scores.topk[count:],
+        {state: rows[count:] for state, rows in scores.hidden.items()},
+        scores.attention,
+    )
