@@ -241,12 +241,15 @@ class KVCache:
         if need > self._capacity:
             self._grow(max(need, 2 * self._capacity))
         for layer, length in enumerate(self.lengths):
-            parts = other.past(layer, stop)
-            at = length - self.base
-            for own, theirs in zip(
-                self._layers[layer], (torch.cat([p[i] for p in parts], 2) for i in (0, 1)), strict=True
-            ):
-                own[:, :, at : at + stop - start] = theirs[:, :, start:stop]
+            own_keys, own_values = self._layers[layer]
+            place = 0  # of the part's first row; only the new rows are touched, however long the text is
+            for keys, values in other.past(layer, stop):
+                first, last = max(start - place, 0), keys.shape[2]
+                at = length - self.base + place + first - start
+                if first < last:
+                    own_keys[:, :, at : at + last - first] = keys[:, :, first:last]
+                    own_values[:, :, at : at + last - first] = values[:, :, first:last]
+                place += last
             self.lengths[layer] = length + stop - start
 
     def private(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
