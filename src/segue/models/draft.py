@@ -36,7 +36,8 @@ def chain(run: Run, steps: int, read: Read, source: str, least: float = 0.0) -> 
             tree.add(step, int(row.argmax()), score=sure, source=source)
         else:
             tree.q[step] = q = run.target.p(row, ids)
-            sure = float(q.max())
+            if least:
+                sure = float(q.max())
             tree.add(step, run.chance.index(q), sampled=True, source=source)
         if sure < least:
             break
@@ -84,6 +85,15 @@ def drafting(sequence: Sequence) -> Iterator[None]:
     finally:
         sequence.drafts = drafts
         sequence.rollback(mark)
+
+
+def cut_back(draft: Sequence, text: list[int], known: int = 0) -> None:
+    """Forget what a draft's past has beyond the text, and from where it is another one; so many tokens are known to be
+    the same."""
+    length = min(len(draft), len(text))
+    if draft.tokens[known:length] != text[known:length]:
+        length = next(i for i in range(known, length) if draft.tokens[i] != text[i])
+    draft.rollback(Mark(length, None))
 
 
 class Draft:
@@ -144,4 +154,7 @@ class Draft:
                 path.append(match)
             self.sequence.commit(path)
             self._tree = None
-        self.sequence.rollback(Mark(min(len(self.sequence), len(sequence)), None))
+            known = len(sequence)
+        else:  # what it read token by token was drafted, and others may have drafted what was accepted
+            known = len(sequence) - len(tokens)
+        cut_back(self.sequence, sequence.tokens, known)

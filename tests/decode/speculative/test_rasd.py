@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from segue.laws.base import decode
 from segue.laws.enumerate import distribution, total_variation
 from segue.laws.same_tokens import same_tokens
 from segue.laws.worlds import neighbour, network_world, toy_world
+from segue.models.lm import LM
+
+Listen = Callable[[LM], Any]
 
 
 def paths_of(tree: DraftTree) -> set[tuple[int, ...]]:
@@ -85,6 +89,23 @@ def test_any_two_drafters_are_fused(retrieval: Any) -> None:
     world = network_world("qwen3")
     method = Rasd(model=MultiCandidate(draft=neighbour(world.lm), candidates="2,1"), retrieval=retrieval)
     assert same_tokens(method, world.lm, world.oracle, world.prompts, Settings(max_tokens=20)).tokens > 120
+
+
+def test_the_draft_model_drafts_from_the_text_when_retrieval_was_right(listen: Listen) -> None:
+    """Where a retrieved branch was accepted, the draft forgets what it had read of its own."""
+    world = network_world("qwen3")
+    draft = neighbour(world.lm)
+    heard = listen(draft)
+    text = list(world.prompts[1]) * 2
+    method = Rasd(model=DraftModel(draft=draft, gamma=3), retrieval=PromptLookup(), top_k=96)
+    (answer,) = decode(world.lm, method, [text], Settings(max_tokens=60))
+    whole = [*text, *answer.tokens]
+    replaced = 0
+    for past, tree in zip(heard.pasts, heard.trees, strict=True):
+        same = next((i for i, (a, b) in enumerate(zip(past, whole, strict=False)) if a != b), len(past))
+        assert len(past) - same <= 2  # at most what it drafts right now
+        replaced += len(tree) > 1 and bool(past)
+    assert replaced > 0  # tokens of another drafter were read
 
 
 class Zero(PromptLookup):

@@ -20,9 +20,8 @@ from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.base import Budget, Drafter, Outcome, Speculative, WithDraft, held
 from segue.models.companion import companion, fit
-from segue.models.draft import prefix
+from segue.models.draft import cut_back, prefix
 from segue.models.run import Forward, Prefill, Request, Run
-from segue.models.sequence import Mark
 from segue.ops.accept import accept
 
 
@@ -90,7 +89,7 @@ class Staged(WithDraft):
 
     def rewind(self, run: Run, state: Stage) -> None:
         own = state.run
-        own.sequence.rollback(Mark(agreed(own.sequence.tokens, run.sequence.tokens), None))
+        cut_back(own.sequence, run.sequence.tokens)  # a sibling may have been accepted in place of its own chain
         self._show(run, own)
         self._inner().rewind(own, state.inner)
 
@@ -142,15 +141,6 @@ class Staged(WithDraft):
                 if other != token and share > 0:
                     tree.add(parent, other, score=share, source="staged")
         return node
-
-
-def agreed(mine: list[int], text: list[int]) -> int:
-    """How long the draft model's past is that of the text: a sibling, or what others drafted, may have been accepted
-    in place of its own chain."""
-    length = min(len(mine), len(text))
-    if mine[:length] == text[:length]:
-        return length
-    return next(i for i in range(length) if mine[i] != text[i])
 
 
 def _catch_up(own: Run) -> Generator[Request, Scores, None]:
