@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +27,20 @@ class Want:
     layers: tuple[int, ...] | None = None  # run only these layers
     since: int = 0  # nodes before this one were scored by the sequence's last forward and lie there still
     states: Tensor | None = field(default=None, compare=False)  # (n, D) what enters the first layer that runs
+
+    @classmethod
+    def join(cls, wants: Iterable[Want]) -> Want:
+        """What several drafters want of one forward, beside the logits."""
+        wants = list(wants)
+        watched = {want.attention for want in wants} - {None}
+        if len(watched) > 1:
+            raise ValueError("two drafters that watch the target's attention cannot be fused: hold one of another kind")
+        hidden = sorted({state for want in wants for state in want.hidden})
+        return cls(
+            topk=max((want.topk for want in wants), default=0),
+            hidden=tuple(hidden),
+            attention=next(iter(watched), None),
+        )
 
     @property
     def kind(self) -> tuple[tuple[int, ...] | None, bool]:

@@ -186,11 +186,10 @@ class DraftTree:
             all(parent == i - 1 for i, parent in enumerate(parents)),
         )
 
-    def narrow(self, leaves: int) -> DraftTree:
+    def narrow(self, leaves: int | None) -> DraftTree:
         """At most so many leaves, for a backend that takes no more: proposals of the highest survival stay, of a tree
         with sampled nodes those drawn first. Scored-only branches are kept, whose drafter knows them by number."""
-        tips = self.leaves()
-        if len(tips) <= leaves:
+        if leaves is None or len(tips := self.leaves()) <= leaves:
             return self
         if any(self.sampled):
             return self._beginning(leaves)

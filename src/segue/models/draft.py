@@ -74,6 +74,18 @@ def draw(run: Run, tree: DraftTree, node: int, row: Tensor, count: int, source: 
     return children
 
 
+def by_layers(sequence: Sequence, layers: Callable[[list[int]], tuple[int, ...] | None]) -> Read:
+    """Reads a drafted text token by token on the target's own sequence, the last of the ids by the layers that `layers`
+    names for them (None: all). For within `drafting`."""
+
+    def read(ids: list[int]) -> Generator[Request, Scores, Tensor]:
+        scores = yield Forward(sequence, DraftTree.root(ids[-1]), Want(logits="last", layers=layers(ids)))
+        sequence.commit([0])
+        return scores.row(-1)
+
+    return read
+
+
 @contextmanager
 def drafting(sequence: Sequence) -> Iterator[None]:
     """Within the context forwards of the target's own sequence are drafts, of which nothing stays: rows are forgotten

@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from segue.card import Card, Claim, Limit, Paper
 from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.base import Budget, Speculative
-from segue.models.draft import chain, drafting
+from segue.models.draft import by_layers, chain, drafting
 from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Request, Run
 
@@ -88,12 +86,6 @@ class DepthDecay(Speculative):
 
     def propose(self, run: Run, state: None, budget: Budget) -> Generator[Request, Scores, DraftTree]:
         place = run.stats.tokens - len(run.ids)  # of the token behind so many ids
-
-        def read(ids: list[int]) -> Generator[Request, Scores, Tensor]:
-            want = Want(logits="last", layers=self.depth(run.lm.layers, place + len(ids)))
-            scores = yield Forward(run.sequence, DraftTree.root(ids[-1]), want)
-            run.sequence.commit([0])
-            return scores.row(-1)
-
+        read = by_layers(run.sequence, lambda ids: self.depth(run.lm.layers, place + len(ids)))
         with drafting(run.sequence):
             return (yield from chain(run, min(self.gamma, budget.depth, budget.nodes), read, "depth_decay"))

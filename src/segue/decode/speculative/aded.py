@@ -87,22 +87,16 @@ class Aded(Speculative):
         if len(text) < 2:
             return tree
         root = self.search((text[-2], text[-1]), state)
+        children: dict[tuple[int, int], int] = {}
         for path in self.best(root, state.table):
             node = 0
             for step in path[: budget.depth]:
-                known = next(
-                    (
-                        c
-                        for c in range(node + 1, len(tree))
-                        if tree.parents[c] == node and tree.tokens[c] == step.pair[1]
-                    ),
-                    None,
-                )
-                if known is None:
+                key = node, step.pair[1]
+                if key not in children:
                     if len(tree) > min(self.nodes, budget.nodes):
                         break
-                    known = tree.add(node, step.pair[1], score=min(step.share, 1.0), source="aded")
-                node = known
+                    children[key] = tree.add(*key, score=min(step.share, 1.0), source="aded")
+                node = children[key]
         return tree
 
     def search(self, pair: Pair, state: Searching) -> Node:

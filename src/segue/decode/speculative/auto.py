@@ -64,8 +64,7 @@ class Auto(Speculative):
 
     @property
     def needs(self) -> Want:  # type: ignore[override]
-        hidden = sorted({state for drafter in self.drafters for state in drafter.needs.hidden})
-        return Want(topk=max((d.needs.topk for d in self.drafters), default=0), hidden=tuple(hidden))
+        return Want.join(drafter.needs for drafter in self.drafters)
 
     def start(self, run: Run) -> Choice:
         able = {_name(d): d for d in self.drafters if not d.lacks(run.lm)}
@@ -92,6 +91,7 @@ class Auto(Speculative):
             guard.pauses,
             memory,
             kind,
+            self.needs,
             idle=memory.pauses.get(kind, 0),
         )
 
@@ -131,7 +131,7 @@ class Auto(Speculative):
 
     def wanted(self, state: Choice) -> Want:
         # A round in which nobody is asked is plain decoding, down to what its forward computes.
-        return self.needs if state.proposed else Want()
+        return state.needs if state.proposed else Want()
 
     def observe(self, run: Run, state: Choice, outcome: Outcome) -> None:
         tree, tokens = outcome.tree, len(outcome.path)
@@ -189,6 +189,7 @@ class Choice:
     pauses: int  # of the guard, before this request
     memory: Memory
     kind: str
+    needs: Want
     arm: str = PLAIN
     burst: int = 0  # rounds that the arm still has
     began: float = 0.0

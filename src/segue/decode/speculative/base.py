@@ -19,7 +19,7 @@ from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Request, Run
 from segue.ops.accept import accept, accept_greedy
 
-__all__ = ["Budget", "Drafter", "Outcome", "Proposal", "Speculative", "WithDraft", "held"]
+__all__ = ["Budget", "Drafter", "Outcome", "Proposal", "Speculative", "WithDraft", "held", "levels", "whole"]
 
 Drafter = Any  # a Speculative that another method holds in a field; the catalog makes it from a name
 Proposal = DraftTree | Generator[Request, Scores, DraftTree]
@@ -97,9 +97,7 @@ class Speculative:
                 going, token = yield from self._plain_round(run, state, proposal)
                 planner.learn(proposal, [token])
                 continue
-            tree = planner.trim(proposal.truncate(budget.nodes + 1, budget.depth))
-            if run.lm.most_leaves is not None:
-                tree = tree.narrow(run.lm.most_leaves)
+            tree = planner.trim(proposal.truncate(budget.nodes + 1, budget.depth)).narrow(run.lm.most_leaves)
             scores = yield Forward(run.sequence, tree, self.wanted(state))
             path, token = yield from self.decide(run, state, tree, scores)
             run.sequence.commit(path, token)
@@ -180,6 +178,24 @@ class WithDraft(Speculative):
 
     def rewind(self, run: Run, state: Any) -> None:
         state.settle(run.sequence, [])
+
+
+def whole(proposal: Proposal) -> Generator[Request, Scores, DraftTree]:
+    """A proposal's tree, whatever forwards it asks for first."""
+    if isinstance(proposal, DraftTree):
+        return proposal
+    return (yield from proposal)
+
+
+def levels(field: str, text: str, like: str) -> tuple[int, ...]:
+    """Numbers of children level by level, from a field like "4,2,2"; ValueError where it is none."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"{field}={text!r} is not allowed: numbers of at least 1, like {like}")
+    return numbers
 
 
 def held(method: str, field: str, drafter: Drafter) -> Speculative:

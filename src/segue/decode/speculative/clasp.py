@@ -21,7 +21,7 @@ from torch.nn.functional import cosine_similarity
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.base import Budget, Outcome, Speculative
-from segue.models.draft import chain, drafting
+from segue.models.draft import by_layers, chain, drafting
 from segue.models.lm import LM
 from segue.models.run import Forward, Request, Run
 
@@ -87,13 +87,7 @@ class Clasp(Speculative):
             state.kept = yield from choose(run, state.states, state.count)
             state.states, state.due, state.accepted = None, False, 0
         steps = min(self.gamma, budget.depth, budget.nodes)
-
-        def read(ids: list[int]) -> Generator[Request, Scores, Tensor]:
-            want = Want(logits="last", layers=state.kept)
-            scores = yield Forward(run.sequence, DraftTree.root(ids[-1]), want)
-            run.sequence.commit([0])
-            return scores.row(-1)
-
+        read = by_layers(run.sequence, lambda ids: state.kept)
         with drafting(run.sequence):
             return (yield from chain(run, steps, read, "clasp", self.threshold))
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores
-from segue.decode.speculative.base import Budget, WithDraft
+from segue.decode.speculative.base import Budget, WithDraft, levels
 from segue.models.draft import Draft, draw, likeliest
 from segue.models.run import Request, Run
 
@@ -42,23 +42,13 @@ class MultiCandidate(WithDraft):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.levels()
-
-    def levels(self) -> tuple[int, ...]:
-        """k as numbers; ValueError where it is none."""
-        try:
-            levels = tuple(int(part) for part in self.candidates.split(","))
-        except ValueError:
-            levels = ()
-        if not levels or min(levels) < 1:
-            raise ValueError(f"candidates={self.candidates!r} is not allowed: numbers of at least 1, like 4,2,2")
-        return levels
+        levels("candidates", self.candidates, "4,2,2")
 
     def propose(self, run: Run, state: Draft, budget: Budget) -> Generator[Request, Scores, DraftTree]:
         tree = DraftTree.root(run.ids[-1])
         tree.replacement = self.replacement
         level = [0]
-        for count in self.levels()[: min(budget.depth, budget.nodes, state.room(run))]:
+        for count in levels("candidates", self.candidates, "4,2,2")[: min(budget.depth, budget.nodes, state.room(run))]:
             rows = yield from state.rows(run.ids, tree)
             grown: list[int] = []
             for node, row in zip(level, rows, strict=True):

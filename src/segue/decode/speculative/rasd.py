@@ -16,7 +16,7 @@ from typing import Any
 
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores, Want
-from segue.decode.speculative.base import Budget, Drafter, Outcome, Proposal, Speculative, held
+from segue.decode.speculative.base import Budget, Drafter, Outcome, Speculative, held, whole
 from segue.models.lm import LM
 from segue.models.run import Request, Run
 
@@ -53,10 +53,10 @@ class Rasd(Speculative):
 
     @property
     def needs(self) -> Want:  # type: ignore[override]
-        return union(*(d.needs for d in self.drafters()))
+        return Want.join(d.needs for d in self.drafters())
 
     def wanted(self, state: Any) -> Want:
-        return union(*(d.wanted(s) for d, s in zip(self.drafters(), state, strict=True)))
+        return Want.join(d.wanted(s) for d, s in zip(self.drafters(), state, strict=True))
 
     def lacks(self, lm: LM) -> str:
         model, retrieval = self.drafters()
@@ -71,8 +71,8 @@ class Rasd(Speculative):
 
     def propose(self, run: Run, state: tuple[Any, Any], budget: Budget) -> Generator[Request, Scores, DraftTree]:
         model, retrieval = self.drafters()
-        tree = yield from _whole(model.propose(run, state[0], budget))
-        found = yield from _whole(retrieval.propose(run, state[1], budget))
+        tree = yield from whole(model.propose(run, state[0], budget))
+        found = yield from whole(retrieval.propose(run, state[1], budget))
         tree.merge(prune(found, tree, self.top_k).truncate(self.nodes + 1))
         return tree
 
@@ -101,18 +101,3 @@ def prune(found: DraftTree, tree: DraftTree, top_k: int) -> DraftTree:
             continue
         along[node] = None if beside is None else children.get((beside, token))
     return found if len(along) == len(found) else found.keep(set(along))
-
-
-def union(a: Want, b: Want) -> Want:
-    """What two drafters want of one forward."""
-    if a.attention is not None and b.attention is not None and a.attention != b.attention:
-        raise ValueError("two drafters that watch the target's attention cannot be fused: hold one of another kind")
-    hidden = tuple(sorted({*a.hidden, *b.hidden}))
-    return Want(topk=max(a.topk, b.topk), hidden=hidden, attention=a.attention or b.attention)
-
-
-def _whole(proposal: Proposal) -> Generator[Request, Scores, DraftTree]:
-    """A proposal, whatever forwards it asks for first."""
-    if isinstance(proposal, DraftTree):
-        return proposal
-    return (yield from proposal)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores
-from segue.decode.speculative.base import Budget, Outcome, WithDraft
+from segue.decode.speculative.base import Budget, Outcome, WithDraft, levels
 from segue.models.draft import Draft, draw, likeliest, prefix
 from segue.models.run import Request, Run
 
@@ -67,17 +67,7 @@ class Recursive(WithDraft):
         for name in ("width", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least 1")
-        self.levels()
-
-    def levels(self) -> tuple[int, ...]:
-        """b as numbers; ValueError where it is none."""
-        try:
-            levels = tuple(int(part) for part in self.branches.split(","))
-        except ValueError:
-            levels = ()
-        if not levels or min(levels) < 1:
-            raise ValueError(f"branches={self.branches!r} is not allowed: numbers of at least 1, like 2,2,2")
-        return levels
+        levels("branches", self.branches, "2,2,2")
 
     def start(self, run: Run) -> Drafting:
         state = Drafting(super().start(run))
@@ -89,9 +79,9 @@ class Recursive(WithDraft):
     def propose(self, run: Run, state: Drafting, budget: Budget) -> Generator[Request, Scores, DraftTree]:
         tree = DraftTree.root(run.ids[-1])
         tree.replacement = False
-        levels = self.levels() if self.mode == "constant" else (self.width,) * self.depth
+        counts = levels("branches", self.branches, "2,2,2") if self.mode == "constant" else (self.width,) * self.depth
         beams = [(0, 0.0, 0.0)]  # node, phi, G
-        for count in levels[: min(budget.depth, budget.nodes, state.draft.room(run))]:
+        for count in counts[: min(budget.depth, budget.nodes, state.draft.room(run))]:
             rows = yield from state.draft.rows(run.ids, tree)
             if self.mode == "beam":
                 beams = self._beam(run, state, tree, beams, rows)

@@ -1,6 +1,6 @@
 """Staged speculation: the draft model does not draft token by token, it is itself decoded speculatively.
 
-1. The inner drafter, any drafter of this house, proposes a tree for the draft model.
+1. The inner drafter, any drafter whose text may be cut back, proposes a tree for the draft model.
 2. The draft model scores it in one forward; its tokens are accepted by the ordinary rule, so what it commits is what it
    would have written alone, and for each token the row q it was drawn from is at hand.
 3. Inner rounds go on until gamma tokens are drafted.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores, Want
-from segue.decode.speculative.base import Budget, Drafter, Outcome, Speculative, WithDraft, held
+from segue.decode.speculative.base import Budget, Drafter, Outcome, Speculative, WithDraft, held, whole
 from segue.models.companion import companion, fit
 from segue.models.draft import cut_back, prefix
 from segue.models.run import Forward, Prefill, Request, Run
@@ -102,21 +102,15 @@ class Staged(WithDraft):
     def _round(self, run: Run, state: Stage, most: int) -> Generator[Request, Scores, tuple[list[Tensor], list[int]]]:
         """One inner round: up to `most` tokens that the draft model commits, and the rows they come from."""
         own, inner = state.run, self._inner()
-        proposal = inner.propose(own, state.inner, Budget(most - 1, most - 1)) if most > 1 else None
-        if proposal is None:
-            found = DraftTree.root(own.ids[-1])
-        elif isinstance(proposal, DraftTree):
-            found = proposal
-        else:
+        alone = DraftTree.root(own.ids[-1])
+        proposal = inner.propose(own, state.inner, Budget(most - 1, most - 1)) if most > 1 else alone
+        if not isinstance(proposal, DraftTree):
             yield from _catch_up(own)  # who drafts by forwards may draft with this very sequence
-            found = yield from proposal
-        found = found.truncate(most, most - 1)
-        if own.lm.most_leaves is not None:
-            found = found.narrow(own.lm.most_leaves)
+        found = (yield from whole(proposal)).truncate(most, most - 1).narrow(own.lm.most_leaves)
         # What the draft model lacks of the text is read in the same forward.
         missing = own.ids[len(own.sequence) : -1]
-        whole, want = _behind(missing, found, inner.wanted(state.inner))
-        scores = _without(len(missing), (yield Forward(own.sequence, whole, want)))
+        behind, want = _behind(missing, found, inner.wanted(state.inner))
+        scores = _without(len(missing), (yield Forward(own.sequence, behind, want)))
         rows = {n: fit(scores.row(n), run.lm.vocab_size) for n in range(len(found))}
         path, token = accept(found, lambda n: run.target.p(rows[n], prefix(own, found, n)), run.chance)
         assert token is not None
@@ -156,14 +150,14 @@ def _behind(text: list[int], tree: DraftTree, want: Want) -> tuple[DraftTree, Wa
     count = len(text)
     if not count:
         return tree, want
-    whole = DraftTree.chain([*text, tree.tokens[0]])
+    longer = DraftTree.chain([*text, tree.tokens[0]])
     for node in range(1, len(tree)):
-        whole.add(count + tree.parents[node], tree.tokens[node], scored_only=tree.scored_only[node])
+        longer.add(count + tree.parents[node], tree.tokens[node], scored_only=tree.scored_only[node])
     watched = want.attention
     if watched is not None:
         nodes = range(len(tree)) if watched[1] is None else watched[1]
         watched = watched[0], tuple(node + count if node >= 0 else node for node in nodes)
-    return whole, replace(want, logits=tuple(range(count, len(whole))), attention=watched)
+    return longer, replace(want, logits=tuple(range(count, len(longer))), attention=watched)
 
 
 def _without(count: int, scores: Scores) -> Scores:
