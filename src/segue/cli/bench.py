@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from segue.cli import flags, report
-
-if TYPE_CHECKING:
-    from segue.api import Model
-    from segue.bench.session import Plan
 
 
 def bench(
@@ -23,7 +20,10 @@ def bench(
     ] = "spec",
     model: flags.Model = None,
     methods: Annotated[
-        str | None, typer.Option(help="Names, with fields as name:field=value; every method if left out.")
+        str | None,
+        typer.Option(
+            help="Names, with fields as name:field=value; every lossless one that needs no store if left out."
+        ),
     ] = None,
     peers: Annotated[
         str,
@@ -81,7 +81,8 @@ def bench(
     lm = segue.model(source, dtype=dtype, device=device)
     cost = lm.lm.cost
     journal = output / f"{chosen.name}.journal.jsonl" if output is not None else None
-    records, setting = _measured(plan, lm, journal)
+    with report.progress() as show:
+        records, setting = session.measure(plan, lm, journal=journal, progress=partial(show, "measuring"))
     rows = session.table(records)
     if output is not None:
         from segue.bench.report import page
@@ -100,19 +101,6 @@ def bench(
         print(report.as_json({"setting": setting, "records": records}))
         return
     _print(rows, setting)
-
-
-def _measured(plan: Plan, lm: Model, journal: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from segue.bench.session import measure
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("measuring", total=None)
-        return measure(
-            plan, lm, journal=journal, progress=lambda done, total: bar.update(task, completed=done, total=total)
-        )
 
 
 def _print(rows: list[list[str]], setting: dict[str, object]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -38,20 +39,11 @@ def convert(
 
     start = time.perf_counter()
     name, network, tokenizer = bare(model)
-    _watched(lambda watch: write(network, tokenizer, output, kind, watch))
+    with report.progress() as show:
+        write(network, tokenizer, output, kind, partial(show, "writing tensors"))
     size = output.stat().st_size
     if json:
         facts = {"model": name, "family": network.config.model_type, "file": str(output), "type": kind, "bytes": size}
         print(report.as_json(facts | {"seconds": round(time.perf_counter() - start, 3)}))
         return
     print(f"{name} as {kind} is in {output}, {size / 2**20:,.1f} MiB")
-
-
-def _watched(work: Any) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("writing tensors", total=None)
-        work(lambda done, total: bar.update(task, completed=done, total=total))

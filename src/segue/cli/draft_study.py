@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +70,7 @@ def study(
     from segue.bench.session import write_json
 
     lm: Model | None = None
-    with _bar() as bar:
+    with report.progress() as show:
         if trace is not None:
             known = drafttrace.read(trace)
         else:
@@ -80,21 +81,23 @@ def study(
             _fresh(lm.lm, fresh)
             room = lm.lm.context_length - max_tokens - 1
             ids = [lm.encode(prompt)[-room:] for prompt in chosen.prompts]
-            known = drafttrace.record(lm, ids, max_tokens, path=record, progress=bar("the target answers"))
+            known = drafttrace.record(lm, ids, max_tokens, path=record, progress=partial(show, "the target answers"))
         loaded = {name: _load(name, known, lm, dtype, device) for name in names}
         studies = []
         for name, small in loaded.items():
             _fresh(small, fresh)
             costs = None
             if together and lm is not None:
-                costs = _together(lm.lm, small, known, max_gamma, bar(f"{name} takes turns"))
+                costs = _together(lm.lm, small, known, max_gamma, partial(show, f"{name} takes turns"))
             studies.append(
-                draftstudy.study(known, small, max_gamma, name=name, costs=costs, progress=bar(f"{name} reads"))
+                draftstudy.study(
+                    known, small, max_gamma, name=name, costs=costs, progress=partial(show, f"{name} reads")
+                )
             )
         compared = []
         if measure and lm is not None:
             wanted = {s.draft: gamma or [s.best.gamma or 1] for s in studies}
-            found = draftstudy.measure(lm, loaded, wanted, known, rounds, progress=bar("taking turns"))
+            found = draftstudy.measure(lm, loaded, wanted, known, rounds, progress=partial(show, "taking turns"))
             compared = draftstudy.compare(studies, found)
     data = {
         "target": {**known.head(), "prompts_answered": len(known.answers)},
@@ -222,28 +225,6 @@ def _together(target: LM, draft: LM, trace: Trace, most: int, progress: Any) -> 
 
     texts = sorted(([*a.prompt, *a.tokens] for a in trace.answers), key=len)
     return together(target, draft, texts[len(texts) // 2], most, progress=progress)
-
-
-def _bar() -> Any:
-    """A progress bar on stderr; called with a text, it gives what counts under that text."""
-    from collections.abc import Callable, Iterator
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    @contextmanager
-    def shown() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-
-            def counter(text: str) -> Callable[[int, int], None]:
-                task = bar.add_task(text, total=None)
-                return lambda done, total: bar.update(task, completed=done, total=total)
-
-            yield counter
-
-    return shown()
 
 
 def _print(trace: Trace, studies: list[Study], compared: list[dict[str, Any]]) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import shlex
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +70,7 @@ def build(
     command = shlex.join(["segue", "index", "build", *map(str, corpus), "-o", str(output), "--kind", kind])
     command += "".join(f" --set {shlex.quote(item)}" for item in fields or [])
     command += (f" -m {shlex.quote(model)}" if model else "") + (f" --respond {respond}" if respond else "")
-    with _bar() as progress:
+    with report.progress() as progress:
         try:
             make(output, chosen, lm.lm, texts.documents, read, corpus=facts, command=command, force=force,
                  resume=resume, progress=progress)  # fmt: skip
@@ -101,7 +99,7 @@ def table(
         raise ValueError(f"{output} exists: --force replaces it")
     texts = read_corpus(corpus, prompts=False)
     lm = segue.model(model)
-    with _bar() as progress:
+    with report.progress() as progress:
         documents = (_read(lm, [document], None)[0] for document in texts.documents)
         count = len(texts.documents)
         pairs = make(
@@ -192,23 +190,3 @@ def _words(summary: dict[str, Any]) -> str:
         f"{report.counted(summary['documents'], 'document')}, {report.counted(summary['tokens'], 'token')}{keys}, "
         f"{summary['bytes'] / 2**20:,.1f} MiB"
     )
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("reading", total=None)
-        stage = "reading"
-
-        def show(now: str, done: int, of: int) -> None:
-            nonlocal stage
-            if now != stage:
-                bar.reset(task, total=of)
-                stage = now
-            bar.update(task, description=now, completed=done, total=of)
-
-        yield show

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +42,28 @@ def statistics(stats: Stats) -> str:
         f"{stats.tokens_per_forward:.2f} tokens/forward{acceptance} · "
         f"peak memory {stats.peak_memory_bytes / 2**20:.0f} MiB"
     )
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr, where that is a terminal: what is being done, how much of it is, of how much."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        stage = ""
+
+        def show(text: str, done: int, total: int) -> None:
+            nonlocal stage
+            if text != stage:
+                bar.reset(task, total=total)
+                stage = text
+            bar.update(task, description=text, completed=done, total=total)
+
+        yield show
 
 
 def counted(number: int, noun: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -73,12 +73,12 @@ def tune(
         "version": segue.__version__,
     }
     journals = [output.with_suffix(f".rung{number}.jsonl") for number in range(8)]
-    verdict = _watched(
-        lambda say: tuning.tune(
-            pool, make, ids, settings, strict=kind == "float32" and not settings.temperature,
-            journal=lambda number: journals[number], setting=setting, rounds=rounds, say=say,
-        )
-    )  # fmt: skip
+    strict = kind == "float32" and not settings.temperature
+    with report.progress() as say:
+        verdict = tuning.tune(
+            pool, make, ids, settings, strict=strict, setting=setting, rounds=rounds, say=say,
+            journal=lambda number: journals[number],
+        )  # fmt: skip
     import torch
 
     from segue.models.cost import processor
@@ -106,12 +106,3 @@ def tune(
         print(report.as_json(asdict(profile)))
         return
     print("\n".join([*tuning.words(verdict, len(ids)), f"written to {output}; use it with --profile {output}"]))
-
-
-def _watched(work: Any) -> Any:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("tuning", total=None)
-        return work(lambda text, done, total: bar.update(task, description=text, completed=done, total=total))

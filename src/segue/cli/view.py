@@ -77,15 +77,11 @@ def _check_page(output: Path) -> None:
 def _traced(lm: Any, method: Any, prompt: list[int], settings: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from segue.bench import dependency
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("decoding", total=settings.max_tokens)
+    most = settings.max_tokens
+    with report.progress() as show:
         graph = dependency.trace(
-            lm.lm, method, prompt, settings, name="jacobi", progress=lambda done: bar.update(task, completed=done)
+            lm.lm, method, prompt, settings, name="jacobi", progress=lambda done: show("decoding", done, most)
         )
     return dependency.data(graph, lm.lm, prompt, asdict(method) | {"max_tokens": settings.max_tokens})

@@ -60,7 +60,7 @@ def test_the_index_grows_with_the_text() -> None:
         assert isinstance(tree, DraftTree)
         assert tree.tokens[1:] == proposed(run.ids)
     fresh = Index()
-    method._extend(fresh, (ids := run.ids), len(ids))
+    method._extend(fresh, run.ids, len(run.ids))
     assert fresh == state
 
 
