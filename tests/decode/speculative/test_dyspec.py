@@ -13,24 +13,7 @@ from segue.laws.base import decode
 from segue.laws.enumerate import distribution, total_variation
 from segue.laws.same_distribution import divergence
 from segue.laws.worlds import neighbour, network_world, toy_world
-from segue.models.lm import LM
-
-
-def first_tree(lm: LM, method: Any, prompt: list[int], settings: Settings) -> DraftTree:
-    found: list[DraftTree] = []
-    forward = lm.forward
-
-    def listening(asks: Any) -> Any:
-        if len(asks[0][0]) and not asks[0][0].drafts and len(asks[0][1]) > 1:
-            found.append(asks[0][1])
-        return forward(asks)
-
-    lm.forward = listening  # type: ignore[method-assign]
-    try:
-        decode(lm, method, [prompt], settings)
-    finally:
-        del lm.forward
-    return found[0]
+from tests.decode.speculative.conftest import FirstTree
 
 
 @pytest.mark.parametrize("layerwise", [False, True])
@@ -45,7 +28,7 @@ def test_samples_follow_the_model(nodes: int, layerwise: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_greedy_tree_is_the_best_of_its_size(seed: int) -> None:
+def test_the_greedy_tree_is_the_best_of_its_size(seed: int, first_tree: FirstTree) -> None:
     """Sum of the values over all trees of m nodes, by brute force over connected sets of paths (V = 3, depth 3)."""
     world = toy_world(3, seed=seed)
     draft = neighbour(world.lm)
@@ -71,7 +54,7 @@ def test_the_greedy_tree_is_the_best_of_its_size(seed: int) -> None:
     assert ours == pytest.approx(best, rel=1e-5)
 
 
-def test_values_fall_in_the_order_of_the_nodes() -> None:
+def test_values_fall_in_the_order_of_the_nodes(first_tree: FirstTree) -> None:
     world = network_world("llama")
     tree = first_tree(world.lm, Dyspec(draft=neighbour(world.lm), nodes=20), world.prompts[1], Settings(max_tokens=30))
     values = [1.0]
@@ -80,7 +63,7 @@ def test_values_fall_in_the_order_of_the_nodes() -> None:
     assert all(a >= b - 1e-6 for a, b in itertools.pairwise(values))
 
 
-def test_layers_take_a_forward_each() -> None:
+def test_layers_take_a_forward_each(first_tree: FirstTree) -> None:
     world = network_world("llama")
     draft = neighbour(world.lm)
     by_layer = Dyspec(draft=draft, nodes=12, layerwise=True)
@@ -99,7 +82,7 @@ def test_layers_take_a_forward_each() -> None:
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_no_fixed_tree_of_its_size_is_worth_as_much(number: int) -> None:
+def test_no_fixed_tree_of_its_size_is_worth_as_much(number: int, first_tree: FirstTree) -> None:
     """Expected accepted tokens under the draft, the sum of the nodes' values, at 12 nodes. (With drawn tokens and q = p
     the first child is always accepted, so that there a chain is best.)"""
     world = network_world("llama")

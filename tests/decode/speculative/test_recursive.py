@@ -8,34 +8,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from segue.data import DraftTree, Settings
+from segue.data import Settings
 from segue.decode.speculative.recursive import Recursive, conditioned
 from segue.laws.base import decode
 from segue.laws.enumerate import distribution, total_variation
 from segue.laws.worlds import neighbour, network_world, toy_world
-from segue.models.lm import LM
-
-
-def trees(lm: LM, method: Recursive, prompt: list[int], seeds: int, tokens: int = 3) -> list[DraftTree]:
-    """The first tree of every seed."""
-    found: list[DraftTree] = []
-    forward = lm.forward
-
-    def listening(asks: Any) -> Any:
-        if len(asks[0][0]) and not asks[0][0].drafts and len(asks[0][1]) > 1:
-            found.append(asks[0][1])
-        return forward(asks)
-
-    lm.forward = listening  # type: ignore[method-assign]
-    try:
-        firsts = []
-        for seed in range(seeds):
-            found.clear()
-            decode(lm, method, [prompt], Settings(max_tokens=tokens, temperature=1.0, seed=seed))
-            firsts += found[:1]
-    finally:
-        del lm.forward
-    return firsts
+from tests.decode.speculative.conftest import FirstTree
 
 
 @pytest.mark.parametrize("branches", ["2", "2,2", "3,1"])
@@ -68,10 +46,13 @@ def test_the_stochastic_beam_follows_the_model(width: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["constant", "beam"])
-def test_siblings_never_repeat(mode: str) -> None:
+def test_siblings_never_repeat(mode: str, first_tree: FirstTree) -> None:
     world = network_world("llama")
     method = Recursive(draft=neighbour(world.lm), mode=mode, branches="3,2", width=4, depth=3)
-    for tree in trees(world.lm, method, world.prompts[1], 20):
+    for seed in range(20):
+        tree = first_tree(world.lm, method, world.prompts[1], Settings(max_tokens=3, temperature=1.0, seed=seed))
+        if tree is None:
+            continue
         for children in tree.children():
             tokens = [tree.tokens[c] for c in children]
             assert len(tokens) == len(set(tokens))
@@ -80,7 +61,7 @@ def test_siblings_never_repeat(mode: str) -> None:
             assert max(Counter(tree.depths[1:]).values()) <= 4
 
 
-def test_the_beam_keeps_sequences_drawn_without_replacement() -> None:
+def test_the_beam_keeps_sequences_drawn_without_replacement(first_tree: FirstTree) -> None:
     """The set of leaves (V = 3, D = 2, W = 2) against the enumeration of two draws without replacement."""
     world = toy_world(3)
     draft = neighbour(world.lm)
@@ -88,8 +69,9 @@ def test_the_beam_keeps_sequences_drawn_without_replacement() -> None:
     (first,) = decode(world.lm, method, [[0, 1]], Settings(max_tokens=1))
     root = first.tokens[0]
     seen: Counter[frozenset[tuple[int, ...]]] = Counter()
-    for tree in trees(world.lm, method, [0, 1], 4000, tokens=4):
-        if tree.tokens[0] == root and 2 in tree.depths:
+    for seed in range(4000):
+        tree = first_tree(world.lm, method, [0, 1], Settings(max_tokens=4, temperature=1.0, seed=seed))
+        if tree is not None and tree.tokens[0] == root and 2 in tree.depths:
             leaves = [n for n in range(len(tree)) if tree.depths[n] == 2]
             seen[frozenset(tuple(tree.tokens[i] for i in tree.path(n)[1:]) for n in leaves)] += 1
     p = {}
