@@ -1,12 +1,31 @@
-"""A tiny network for the laws."""
+"""A tiny network for the laws, and what every method is held to."""
 
 from __future__ import annotations
 
 import pytest
 
+from segue import catalog
+from segue.data import CapabilityError
+from segue.laws.suite import check, refused
 from segue.laws.worlds import World, network_world
 
 
 @pytest.fixture(scope="session")
 def llama() -> World:
     return network_world("llama")
+
+
+def assert_promises_hold(name: str, world: World, lacking: set[str], refusal: str) -> None:
+    """A method keeps the promises of its card in a world, or is refused there, with a message that matches, because the
+    world lacks what its card needs."""
+    if refused(name, lacking):
+        with pytest.raises(CapabilityError, match=refusal):
+            check(name, world)
+        return
+    reports = check(name, world)
+    if "SameTarget" in reports:
+        assert reports["SameTarget"]["tokens"] > 100
+        return
+    assert reports["SameTokens"].tokens > 200
+    assert len(reports["SameTokens"].near_ties) <= 2
+    assert ("less work" in reports) == catalog.find(name).family.startswith("decode/speculative")

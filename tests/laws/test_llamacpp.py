@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from segue import catalog
-from segue.data import CapabilityError
-from segue.laws.suite import check, refused
 from segue.laws.worlds import World
+from tests.laws.conftest import assert_promises_hold
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
@@ -33,14 +32,6 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("name", list(catalog.entries()))
 def test_the_laws_hold(name: str, family: str) -> None:
-    if refused(name, {"hidden states", "a choice of layers", "attention weights"}):
-        with pytest.raises(CapabilityError, match=r"llama\.cpp"):
-            check(name, the_world(family))
-        return
-    reports = check(name, the_world(family))
-    if "SameTarget" in reports:
-        assert reports["SameTarget"]["tokens"] > 100
-        return
-    assert reports["SameTokens"].tokens > 200
-    assert len(reports["SameTokens"].near_ties) <= 2
-    assert ("less work" in reports) == catalog.find(name).family.startswith("decode/speculative")
+    assert_promises_hold(
+        name, the_world(family), {"hidden states", "a choice of layers", "attention weights"}, r"llama\.cpp"
+    )

@@ -92,6 +92,17 @@ class NetworkOracle:
             self._known |= zip(group, self._generate([missing[key] for key in group], settings), strict=True)
         return [self._known[key] for key in keys]
 
+    @torch.no_grad()
+    def logits_after(self, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
+        """(V,) the model's raw logits after a prompt and some output, by one forward over all of it."""
+        if self._lm.start_ids:
+            texts = {"input_ids": prompt, "decoder_input_ids": [*self._lm.start_ids, *output]}
+        else:
+            texts = {"input_ids": [*prompt, *output]}
+        ids = {name: torch.tensor([list(text)], device=self._lm.device) for name, text in texts.items()}
+        row: Tensor = self._network(**ids, use_cache=False).logits[0, -1]
+        return row
+
     def _ends(self, settings: Settings) -> list[int]:
         return sorted(endings(self._lm, settings))
 

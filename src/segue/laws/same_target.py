@@ -13,16 +13,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from segue.card import SameTarget
 from segue.data import Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.enumerate import distribution, total_variation
 from segue.laws.oracle import NetworkOracle, TableOracle, room
-from segue.laws.worlds import World
+from segue.laws.worlds import World, oracle_of
 from segue.models.lm import LM
+from segue.models.run import Run
 
-Row = Callable[[LM, Sequence[int]], list[float]]  # logits after a text
+Text = tuple[Sequence[int], Sequence[int]]  # prompt and output
+Row = Callable[[LM, Text], list[float]]  # logits after a text
 TOKENS, GAP = 16, 1e-4
 TOLERANCE = 1e-6  # of the law of samples: the method's rows are float32
 SAMPLED = (Settings(temperature=1.0, max_tokens=3), Settings(temperature=0.7, top_k=2, max_tokens=3))
@@ -38,7 +41,7 @@ def same_target(promise: SameTarget, method: Any, world: World) -> dict[str, flo
     return {"tokens": _greedy(scores_of, method, world)}
 
 
-def contrastive(method: Any, lm: LM, text: Sequence[int], row: Row) -> list[float]:
+def contrastive(method: Any, lm: LM, text: Text, row: Row) -> list[float]:
     """Contrastive scores after a text, from the rows of expert and amateur (Li et al. 2023; O'Brien and Lewis 2023)."""
     expert, amateur = row(lm, text), row(method.draft, text)
     log_e, log_a = _log_softmax(expert), _log_softmax(amateur)
@@ -50,15 +53,16 @@ def contrastive(method: Any, lm: LM, text: Sequence[int], row: Row) -> list[floa
     return scores
 
 
-TARGETS: dict[str, Callable[[Any, LM, Sequence[int], Row], list[float]]] = {"contrastive": contrastive}
+TARGETS: dict[str, Callable[[Any, LM, Text, Row], list[float]]] = {"contrastive": contrastive}
 
 
 def _greedy(scores_of: Callable[..., list[float]], method: Any, world: World) -> float:
     oracles: dict[int, NetworkOracle] = {}
 
-    def row(lm: Any, text: Sequence[int]) -> list[float]:
-        oracle = oracles.setdefault(id(lm), NetworkOracle(lm))
-        found: list[float] = oracle.answer(list(text), Settings(max_tokens=1, ignore_eos=True)).logits[0].tolist()
+    def row(lm: LM, text: Text) -> list[float]:
+        if id(lm) not in oracles:
+            oracles[id(lm)] = oracle_of(lm)
+        found: list[float] = oracles[id(lm)].logits_after(*text).tolist()
         return found
 
     settings = Settings(max_tokens=TOKENS, ignore_eos=True)
@@ -67,18 +71,29 @@ def _greedy(scores_of: Callable[..., list[float]], method: Any, world: World) ->
     compared = 0
     for prompt, *answers in zip(world.prompts, alone, together, strict=True):
         _ends(method, world.lm, prompt, answers[0], settings)
+        processed = _processed(world.lm, prompt, settings)
         for tokens in answers:
-            text = list(prompt)
-            for token in tokens:
-                scores = scores_of(method, world.lm, text, row)
+            for place, token in enumerate(tokens):
+                raw = scores_of(method, world.lm, (prompt, tokens[:place]), row)
+                scores = processed(torch.tensor(raw), tokens[:place])
                 if max(scores) - scores[token] > GAP * max(1.0, abs(max(scores))):
                     raise LawBroken(
-                        f"{method}: token {len(text) - len(prompt)} is {token}, whose score is "
+                        f"{method}: token {place} is {token}, whose score is "
                         f"{max(scores) - scores[token]:.3g} below the best of its target"
                     )
-                text.append(token)
                 compared += 1
     return compared
+
+
+def _processed(lm: LM, prompt: list[int], settings: Settings) -> Callable[[Tensor, list[int]], list[float]]:
+    """What a model's own configuration forces or forbids (an encoder-decoder's may), by transformers' processors."""
+    run = Run(lm, prompt, settings)
+
+    def process(scores: Tensor, output: list[int]) -> list[float]:
+        found: list[float] = run.target.processed(scores, run.ids + output).tolist()
+        return found
+
+    return process
 
 
 def _ends(method: Any, lm: LM, prompt: list[int], tokens: list[int], settings: Settings) -> None:
@@ -98,11 +113,11 @@ def _samples(scores_of: Callable[..., list[float]], method: Any, world: World) -
     """The largest total variation between the method's enumerated law and the target's own."""
     other: Any = copy.copy(world.lm)
 
-    def row(lm: Any, text: Sequence[int]) -> list[float]:
-        found: list[float] = lm.logits_after(text).tolist()
+    def row(lm: Any, text: Text) -> list[float]:
+        found: list[float] = lm.logits_after([*text[0], *text[1]]).tolist()
         return found
 
-    other.logits_after = lambda text: torch.tensor(scores_of(method, world.lm, list(text), row), dtype=torch.float64)
+    other.logits_after = lambda text: torch.tensor(scores_of(method, world.lm, (text, ()), row), dtype=torch.float64)
     largest = 0.0
     for settings in SAMPLED:
         seen = distribution(world.lm, method, world.prompts[-1], settings)

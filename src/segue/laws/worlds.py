@@ -137,6 +137,11 @@ def _timeless(lm: LM) -> LM:
     return lm
 
 
+def oracle_of(lm: LM) -> NetworkOracle:
+    """transformers with the network of a model, or with the one that a GGUF file was made from."""
+    return NetworkOracle(lm, _originals.get(lm))
+
+
 _originals: WeakKeyDictionary[LM, Any] = WeakKeyDictionary()  # what a GGUF file was made from
 
 
