@@ -18,7 +18,8 @@ def llama() -> World:
 def assert_promises_hold(name: str, world: World, lacking: set[str], refusal: str) -> None:
     """A method keeps the promises of its card in a world, or is refused there, with a message that matches, because the
     world lacks what its card needs."""
-    if refused(name, lacking):
+    # What only approximates runs at its exact value, where it needs no more than plain decoding.
+    if refused(name, lacking) and catalog.find(name).same_tokens:
         with pytest.raises(CapabilityError, match=refusal):
             check(name, world)
         return

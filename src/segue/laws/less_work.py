@@ -56,7 +56,7 @@ def less_work(method: Method, lm: LM, prompt: Sequence[int], tokens: int = 48) -
     everything = sum(count.forwards for count in counts.values())
     drafts = _drafts(lm)
     # A view of the target, or the target itself, may be the draft: then only the sum can be held to the statistics.
-    drafting_itself = any(draft is lm for draft in drafts) or (stats.draft_forwards > 0 and not drafts)
+    drafting_itself = any(draft is lm for draft in drafts) or (stats.draft_forwards > 0 and everything == mine)
     claimed = stats.target_forwards + stats.draft_forwards
     if everything != claimed or (not drafting_itself and mine != stats.target_forwards):
         raise LawBroken(

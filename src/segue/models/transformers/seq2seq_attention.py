@@ -128,7 +128,7 @@ class Pack:
             if item.attention is not None:
                 raise CapabilityError("attention rows of layers with a relative position bias are not given out")
             rows = slice(item.start, item.stop)
-            keys, values = item.cache.append(layer, key[:, :, rows], value[:, :, rows])
+            keys, values = item.cache.append(layer, key[:, :, rows], value[:, :, rows], item.since)
             if item.cache.shared:
                 pieces = [item.cache.piece(piece, layer) for piece in item.cache.shared]
                 keys = torch.cat([*(k for k, _ in pieces), keys], 2)
