@@ -10,7 +10,8 @@ from typing import Any, overload
 
 from segue import catalog
 from segue.data import Completion, Settings
-from segue.models.engine import Engine, Job
+from segue.models.engine import Engine
+from segue.models.job import Job
 from segue.models.lm import LM
 from segue.models.method import Method
 from segue.models.run import Decoder, Run, Spawn
@@ -145,6 +146,7 @@ class Model:
             seed = request.settings.seed
             own = request.settings if seed is None else replace(request.settings, seed=seed + i)
             runs.append(Run(self.lm, ids, own, method=method_name(request.method)))
+            runs[-1].width = getattr(request.method, "width", 1)
         if n == 1:
             return [engine.add(runs[0], request.method.run(runs[0]))]
         reader = Run(self.lm, ids, request.settings, method=method_name(request.method))

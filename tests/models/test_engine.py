@@ -12,7 +12,8 @@ from segue.decode.speculative.draft_model import DraftModel
 from segue.decode.speculative.lookahead import Lookahead
 from segue.decode.speculative.prompt_lookup import PromptLookup
 from segue.decode.speculative.token_recycling import TokenRecycling
-from segue.models.engine import TREE_ROWS, Engine
+from segue.models.engine import Engine
+from segue.models.job import TREE_ROWS
 from segue.models.run import Decoder, Forward, Run
 from segue.models.toy import ToyLM
 from tests.models.families import Twins, twins

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from segue.data.completion import Completion, FinishReason, Stats, TokenLogprob
+from segue.data.completion import Candidate, Completion, FinishReason, Stats, TokenLogprob
 from segue.data.scores import Distribution, PackedLogits, Scores, Want
 from segue.data.settings import Settings
 from segue.data.tree import DraftTree
 
 __all__ = [
+    "Candidate",
     "CapabilityError",
     "Completion",
     "Distribution",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
 
@@ -17,6 +17,7 @@ class Stats:
     prompt_tokens: int = 0
     target_forwards: int = 0  # passes of the target model, prefill included
     prefill_forwards: int = 0
+    rows: int = 0  # tokens that the target read, of prompt, answer, drafts and everything that was given up
     draft_forwards: int = 0  # passes of other models
     drafted: int = 0  # proposed tokens
     accepted: int = 0  # proposed tokens that were kept
@@ -30,6 +31,8 @@ class Stats:
     first_token_seconds: float = 0.0
     peak_memory_bytes: int = 0  # of the process (or the GPU) so far
     methods: dict[str, int] = field(default_factory=dict)  # rounds by who drafted, where that changes between rounds
+    scorer_calls: int = 0  # texts (or pairs of texts) that were scored by something else than the model
+    constraint_checks: int = 0  # single tokens that a constraint was asked about; a mask counts as one
     note: str = ""  # what a method has to say about its choices
 
     @property
@@ -81,6 +84,24 @@ class TokenLogprob:
 
 
 @dataclass(slots=True)
+class Candidate:
+    """One of the answers that a method chose among."""
+
+    text: str
+    tokens: list[int]  # new tokens, the end of text included
+    logp: float  # log-probability of the tokens under the model, its settings included
+    score: float  # what the method ranks by
+    finish_reason: FinishReason = "stop"
+    logw: float | None = None  # log importance weight, where the method draws weighted samples
+
+    def as_dict(self) -> dict[str, object]:
+        data: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.logw is None:
+            del data["logw"]
+        return data
+
+
+@dataclass(slots=True)
 class Completion:
     """The answer to one prompt."""
 
@@ -89,6 +110,8 @@ class Completion:
     finish_reason: FinishReason
     stats: Stats
     logprobs: list[TokenLogprob] | None = None
+    candidates: list[Candidate] | None = None  # best first, of methods that choose among whole answers
+    trace: list[dict[str, Any]] = field(default_factory=list)  # what the method shows of its choices, as JSON
 
     def as_dict(self) -> dict[str, object]:
         data: dict[str, object] = {
@@ -99,4 +122,8 @@ class Completion:
         }
         if self.logprobs is not None:
             data["logprobs"] = [{"token": t.token, "logprob": t.logprob, "top": t.top} for t in self.logprobs]
+        if self.candidates is not None:
+            data["candidates"] = [candidate.as_dict() for candidate in self.candidates]
+        if self.trace:
+            data["trace"] = self.trace
         return data

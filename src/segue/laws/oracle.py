@@ -103,6 +103,31 @@ class NetworkOracle:
         row: Tensor = self._network(**ids, use_cache=False).logits[0, -1]
         return row
 
+    def beams(self, prompt: Sequence[int], settings: Settings, **options: Any) -> list[tuple[list[int], float]]:
+        """The finished texts of transformers' beam search with their scores, best first. `options` go to generate."""
+        ids = torch.tensor([list(prompt)], device=self._lm.device)
+        ends, limit = self._ends(settings), self._limit([prompt], settings)
+        out = self._network.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=limit,
+            min_new_tokens=min(settings.min_tokens, limit) or None,
+            repetition_penalty=settings.repetition_penalty,
+            sequence_bias={(token,): bias for token, bias in settings.logit_bias.items()} or None,
+            eos_token_id=ends or None,
+            pad_token_id=0,
+            num_return_sequences=options["num_beams"],
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
+        )
+        first = len(self._lm.start_ids) or len(prompt)
+        scores = [0.0] if options["num_beams"] == 1 else out.sequences_scores.tolist()
+        lengths = [limit] if options["num_beams"] == 1 else (out.beam_indices >= 0).sum(1).tolist()
+        texts = [text[first : first + n] for text, n in zip(out.sequences.tolist(), lengths, strict=True)]
+        return [(text, score) for text, score in zip(texts, scores, strict=True) if score > -1e8]
+
     def _ends(self, settings: Settings) -> list[int]:
         return sorted(endings(self._lm, settings))
 

@@ -1,13 +1,16 @@
 """SameTarget: output follows a declared distribution other than the model's, held to a brute force written here.
 
 Each target is one plain loop over the scores of whole texts, by full forwards of the models involved (or by look-up in
-enumerable ones), without drafts, trees or caches.
+enumerable ones), without drafts, trees or caches. Targets of whole texts have files of their own in laws/targets, each
+with `hold(method, world)`, which gives how many tokens (texts, probabilities) were compared.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 import math
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from segue.card import SameTarget
 from segue.data import Settings
+from segue.laws import targets
 from segue.laws.base import LawBroken, decode
 from segue.laws.enumerate import distribution, total_variation
 from segue.laws.oracle import NetworkOracle, TableOracle, room
@@ -35,7 +39,11 @@ def same_target(promise: SameTarget, method: Any, world: World) -> dict[str, flo
     """Greedy output on a network, or the exact law of samples on a table; returns what was compared."""
     scores_of = TARGETS.get(promise.target)
     if scores_of is None:
-        raise LawBroken(f"no brute force is written for the target {promise.target!r}: there is {', '.join(TARGETS)}")
+        if promise.target not in (module.name for module in pkgutil.iter_modules(targets.__path__)):
+            raise LawBroken(f"no brute force is written for the target {promise.target!r}: add it to laws/targets")
+        law = importlib.import_module(f"{targets.__name__}.{promise.target}")
+        held: dict[str, float] = law.hold(method, world)
+        return held
     if isinstance(world.oracle, TableOracle):
         return {"total variation": _samples(scores_of, method, world)}
     return {"tokens": _greedy(scores_of, method, world)}

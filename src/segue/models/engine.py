@@ -11,35 +11,15 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from segue.data import DraftTree, Scores, Want
+from segue.models.job import Job, Piece, book, owners, rows_of
 from segue.models.lm import Ask
-from segue.models.run import Decoder, Forward, Prefill, Request, Run, Spawn
-from segue.models.sequence import Sequence
-
-TREE_ROWS = 128  # provisional rows allowed for on top of a run's tokens
-
-
-@dataclass(eq=False)
-class Job:
-    """A run, its decoder, and what it waits for."""
-
-    run: Run
-    decoder: Decoder[None]
-    rows: int  # cache rows set aside for it
-    request: Request | None = None
-    done: int = 0  # tokens of a prefill that are read already
-    error: BaseException | None = None
-    started: bool = False
-    children: list[Job] = field(default_factory=list)
-
-    @property
-    def finished(self) -> bool:
-        return self.error is not None or (self.started and self.request is None)
+from segue.models.run import Decoder, Forward, Gather, Prefill, Run, Spawn
 
 
 class Engine:
@@ -63,7 +43,7 @@ class Engine:
 
     def add(self, run: Run, decoder: Decoder[None]) -> Job:
         """Queue a run. Raises ValueError where it could never be admitted."""
-        job = Job(run, decoder, len(run.source) + run.prompt_length + run.max_tokens + TREE_ROWS)
+        job = Job(run, decoder, rows_of(run))
         need = job.rows * run.lm.bytes_per_row
         most = run.lm.kv_rows
         if most is not None and job.rows > most:
@@ -98,7 +78,7 @@ class Engine:
         """End a run now and free its memory."""
         if job in self._waiting:
             self._waiting.remove(job)
-        job.started, job.request = True, None
+        job.started, job.request, job.pieces = True, None, []
         job.decoder.close()
         self._retire()
 
@@ -112,13 +92,15 @@ class Engine:
             scores = self._forward(pack)
         except Exception as error:
             if len(pack) == 1:
-                self._fail(pack[0][0], error)
+                self._fail(pack[0][0].job, error)
             else:  # one of them is to blame: alone, only that one fails
-                for job, size in pack:
+                for piece, size in pack:
+                    if piece.job.error is not None:
+                        continue
                     try:
-                        self._deliver([(job, size)], self._forward([(job, size)]))
+                        self._deliver([(piece, size)], self._forward([(piece, size)]))
                     except Exception as alone:
-                        self._fail(job, alone)
+                        self._fail(piece.job, alone)
         else:
             self._deliver(pack, scores)
         self._retire()
@@ -135,28 +117,32 @@ class Engine:
             self._advance(job, None)
         self._retire()
 
-    def _advance(self, job: Job, scores: Scores | None) -> None:
-        """Resume a decoder up to its next forward or prefill."""
+    def _advance(self, job: Job, scores: Any) -> None:
+        """Resume a decoder up to its next forward or prefill, or to several of them."""
         try:
             while True:
-                request = next(job.decoder) if not job.started else job.decoder.send(scores)  # type: ignore[arg-type]
+                request = next(job.decoder) if not job.started else job.decoder.send(scores)
                 job.started = True
                 if not isinstance(request, Spawn):
                     break
-                child = Job(request.run, request.decoder, request.run.max_tokens + TREE_ROWS)
+                child = Job(request.run, request.decoder, rows_of(request.run, forked=True))
                 self._reserved += child.rows * child.run.lm.bytes_per_row
                 job.children.append(child)
                 self._running.append(child)
                 self._advance(child, None)
                 scores = None
-            job.request, job.done = request, 0
+            job.request = request
+            parts = request.requests if isinstance(request, Gather) else [request]
+            job.pieces = [Piece(job, part) for part in parts]
+            if not parts:
+                raise ValueError("a decoder asked for no forwards at once: ask for one at least")
         except StopIteration:
-            job.started, job.request = True, None
+            job.started, job.request, job.pieces = True, None, []
         except Exception as error:
             self._fail(job, error)
 
     def _fail(self, job: Job, error: BaseException) -> None:
-        job.error, job.request = error, None
+        job.error, job.request, job.pieces = error, None, []
         job.decoder.close()
 
     def _crowded(self, job: Job) -> bool:
@@ -172,50 +158,50 @@ class Engine:
             self._reserved -= job.rows * job.run.lm.bytes_per_row
             job.run.sequence.release()
 
-    def _choose(self) -> list[tuple[Job, int]]:
-        """The jobs of the next forward with the rows each brings: one model, one set of layers, within the budget."""
-        if len(self._running) == 1:
-            (job,) = self._running
-            if isinstance(job.request, Forward):
-                return [(job, len(job.request.tree) - job.request.want.since)]
-        pending = [(job, job.request) for job in self._running if isinstance(job.request, Forward | Prefill)]
-        first = min((r.sequence for _, r in pending), key=lambda s: (not s.drafts, s.lm.weight_bytes))
+    def _choose(self) -> list[tuple[Piece, int]]:
+        """What the next forward takes, with the rows of each: one model, one set of layers, within the budget."""
+        if len(self._running) == 1 and len(self._running[0].pieces) == 1:
+            (piece,) = self._running[0].pieces
+            if isinstance(piece.request, Forward):
+                return [(piece, piece.rows)]
+        pending = [piece for job in self._running for piece in job.pieces if piece.scores is None]
+        first = min((p.request.sequence for p in pending), key=lambda s: (not s.drafts, s.lm.weight_bytes))
         lm = first.lm
-        kind = next(request.want.kind for _, request in pending if request.sequence.lm is lm)
-        mine = [(j, r) for j, r in pending if r.sequence.lm is lm and r.want.kind == kind]
-        forwards = [(job, len(r.tree) - r.want.since) for job, r in mine if isinstance(r, Forward)]
-        readers = [(job, len(r.tokens) - job.done) for job, r in mine if isinstance(r, Prefill)]
+        kind = next(p.request.want.kind for p in pending if p.request.sequence.lm is lm)
+        mine = [p for p in pending if p.request.sequence.lm is lm and p.request.want.kind == kind]
+        forwards = [p for p in mine if isinstance(p.request, Forward)]
+        readers = [p for p in mine if isinstance(p.request, Prefill)]
         # Some room is kept for prompts, so that many decoding runs cannot keep a new one waiting for ever.
         room = self.token_budget - (self.token_budget // 4 if readers else 0)
-        pack: list[tuple[Job, int]] = []
+        pack: list[tuple[Piece, int]] = []
         branches = lm.branches
-        for job, size in forwards:
+        for piece in forwards:
             more = 0
-            if branches is not None and isinstance(job.request, Forward):
-                more = len(job.request.tree.leaves()) - 1
-            if not pack or (size <= room and (branches is None or more <= branches)):
-                pack.append((job, size))
-                room -= size
+            if branches is not None and isinstance(piece.request, Forward):
+                more = len(piece.request.tree.leaves()) - 1
+            if not pack or (piece.rows <= room and (branches is None or more <= branches)):
+                pack.append((piece, piece.rows))
+                room -= piece.rows
                 branches = None if branches is None else branches - more
         room = self.token_budget - sum(size for _, size in pack)
-        for job, size in readers:
+        for piece in readers:
             if room > 0 or not pack:
-                pack.append((job, min(size, max(room, 1))))
+                pack.append((piece, min(piece.rows, max(room, 1))))
                 room -= pack[-1][1]
         # Served jobs go to the back, so that what did not fit comes first next time.
-        served = [job for job, _ in pack]
+        served = owners(pack)
         self._running = [j for j in self._running if j not in served] + served
         return pack
 
-    def _forward(self, pack: list[tuple[Job, int]]) -> list[Scores]:
+    def _forward(self, pack: list[tuple[Piece, int]]) -> list[Scores]:
         asks: list[Ask] = []
-        for job, size in pack:
-            request = job.request
+        for piece, size in pack:
+            request = piece.request
             if isinstance(request, Forward):
                 asks.append((request.sequence, request.tree, request.want))
-            elif isinstance(request, Prefill):
-                chunk = request.tokens[job.done : job.done + size]
-                last = job.done + size == len(request.tokens)
+            else:
+                chunk = request.tokens[piece.done : piece.done + size]
+                last = piece.done + size == len(request.tokens)
                 want = request.want if last else Want(logits="none", layers=request.want.layers)
                 asks.append((request.sequence, DraftTree.chain(chunk), want))
         self.forwards += 1
@@ -223,38 +209,32 @@ class Engine:
         scores = asks[0][0].lm.forward(asks)
         scores[0].packed.top()  # every run needs it, and a GPU is waited for here
         seconds = time.perf_counter() - begin
-        for (job, _), (sequence, _, _) in zip(pack, asks, strict=True):
-            book(job.run, sequence, seconds, prefill=isinstance(job.request, Prefill))
-            job.run.sharing = len(pack)
+        jobs = owners(pack)
+        for job in jobs:
+            mine = [(piece.request, size) for piece, size in pack if piece.job is job]
+            reads = all(isinstance(request, Prefill) for request, _ in mine)
+            book(job.run, mine[0][0].sequence, seconds, prefill=reads, rows=sum(size for _, size in mine))
+            job.run.sharing = len(jobs)
         return scores
 
-    def _deliver(self, pack: list[tuple[Job, int]], scores: list[Scores]) -> None:
-        for (job, size), mine in zip(pack, scores, strict=True):
-            request = job.request
+    def _deliver(self, pack: list[tuple[Piece, int]], scores: list[Scores]) -> None:
+        for (piece, size), mine in zip(pack, scores, strict=True):
+            job, request = piece.job, piece.request
+            if job.error is not None:
+                continue
             if mine.nodes and not mine.finite():
                 self._fail(job, ValueError(f"{job.run.lm.name} gave NaN or infinite logits: its weights or dtype fail"))
                 continue
             if isinstance(request, Prefill):
                 request.sequence.commit(list(range(size)))
-                job.done += size
-                if job.done < len(request.tokens):
+                piece.done += size
+                if piece.done < len(request.tokens):
                     continue
-            self._advance(job, mine)
-
-
-def book(run: Run, sequence: Sequence, seconds: float, *, prefill: bool) -> None:
-    """Count a forward on the run that asked for it; a shared one is booked in full on everyone who shared it."""
-    stats = run.stats
-    if sequence.drafts or sequence.lm is not run.lm:
-        stats.draft_forwards += 1
-        stats.drafting_seconds += seconds
-        return
-    stats.target_forwards += 1
-    stats.prefill_forwards += prefill
-    if prefill:
-        stats.prefill_seconds += seconds
-    else:
-        stats.verifying_seconds += seconds
+            piece.scores = mine
+        for job in owners(pack):
+            if job.error is None and all(piece.scores is not None for piece in job.pieces):
+                found = [piece.scores for piece in job.pieces]
+                self._advance(job, found if isinstance(job.request, Gather) else found[0])
 
 
 def free_memory() -> int:

@@ -7,11 +7,11 @@ import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
-from segue.data import Completion, DraftTree, FinishReason, Scores, Settings, Stats, TokenLogprob, Want
+from segue.data import Candidate, Completion, DraftTree, FinishReason, Scores, Settings, Stats, TokenLogprob, Want
 from segue.models.lm import LM
 from segue.models.sequence import Sequence
 from segue.models.text import TextStream
@@ -42,6 +42,14 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
+class Gather:
+    """Ask for several of these at once, each of a sequence of its own: they share forwards where they can. Gives the
+    list of their scores; `gather` asks in a form that type checkers know."""
+
+    requests: list[Forward | Prefill]
+
+
+@dataclass(frozen=True, slots=True)
 class Spawn:
     """Start another run beside this one. Gives nothing back."""
 
@@ -49,8 +57,42 @@ class Spawn:
     decoder: Decoder[None]
 
 
-Request = Forward | Prefill | Spawn
+Request = Forward | Prefill | Gather | Spawn
 Decoder = Generator[Request, Scores, T]
+
+
+def gather(requests: list[Forward | Prefill]) -> Decoder[list[Scores]]:
+    """Several forwards at once: their scores, in order."""
+    return cast("list[Scores]", (yield Gather(requests))) if requests else []
+
+
+def side_by_side(decoders: list[Decoder[T]]) -> Decoder[list[T]]:
+    """Drive several decoders at once, so that they share forwards; what each returns, in order."""
+    found: dict[int, T] = {}
+    waiting: dict[int, Request] = {}
+
+    def advance(i: int, scores: Any) -> Decoder[None]:
+        try:
+            request = decoders[i].send(scores)
+            while isinstance(request, Spawn):
+                yield request
+                request = decoders[i].send(cast("Scores", None))
+            waiting[i] = request
+        except StopIteration as end:
+            found[i] = end.value
+
+    for i in range(len(decoders)):
+        yield from advance(i, None)
+    while waiting:
+        asked = dict(sorted(waiting.items()))
+        waiting.clear()
+        sizes = {i: len(r.requests) if isinstance(r, Gather) else 1 for i, r in asked.items()}
+        parts = [r.requests if isinstance(r, Gather) else [r] for r in asked.values()]
+        scores = yield from gather([part for group in parts for part in cast("list[Forward | Prefill]", group)])
+        for i, request in asked.items():
+            mine, scores = scores[: sizes[i]], scores[sizes[i] :]
+            yield from advance(i, mine if isinstance(request, Gather) else mine[0])
+    return [found[i] for i in range(len(decoders))]
 
 
 class Run:
@@ -82,6 +124,9 @@ class Run:
         self.logprobs: list[TokenLogprob] | None = None if settings.logprobs is None else []
         self.stats = Stats(method=method, prompt_tokens=len(prompt))
         self.sharing = 1  # runs in the last forward, this one included
+        self.width = 1  # sequences that it may hold at a time
+        self.candidates: list[Candidate] | None = None  # of a method that chooses among whole answers, best first
+        self.trace: list[dict[str, Any]] = []  # what a method has to show of its choices, as JSON
         self.started = time.perf_counter()
         self._steps: dict[tuple[int, int], float] = {}  # rows and sharing -> seconds
 
@@ -122,34 +167,46 @@ class Run:
     def emit(self, tokens: list[int], scores: Scores, nodes: list[int]) -> bool:
         """Give out tokens; token i was chosen from the row of nodes[i]. Cuts at end of text, stop strings and the
         length limit. False when the run is finished."""
+        details = None
+        if self.logprobs is not None:
+            details = [self.detail(token, scores.row(node)) for token, node in zip(tokens, nodes, strict=True)]
+        return self.give(tokens, details)
+
+    def give(self, tokens: list[int], details: list[TokenLogprob] | None = None) -> bool:
+        """Give out tokens that were chosen elsewhere, with their log-probabilities where those are asked for; as
+        `emit`."""
         if not self.stats.tokens and tokens:
             self.stats.first_token_seconds = time.perf_counter() - self.started
-        for token, node in zip(tokens, nodes, strict=True):
+        for place, token in enumerate(tokens):
             self.ids.append(token)
             if self.source:
                 self.seen.append(token)
             self.stats.tokens += 1
-            if self.logprobs is not None:
-                self.logprobs.append(self._logprob(token, scores.row(node)))
+            if self.logprobs is not None and details is not None:
+                self.logprobs.append(details[place])
             if self._ends(token):
-                self._finish("stop")
+                self.finish("stop")
             elif self.remaining <= 0:
-                self._finish("length")
+                self.finish("length")
             if self.finish_reason is not None:
                 return False
         return True
 
     def _ends(self, token: int) -> bool:
-        stopped = self.text.push(token)
-        is_end = token in self.settings.stop_tokens or (token in self.lm.eos_ids and not self.settings.ignore_eos)
-        return stopped or is_end
+        return self.text.push(token) or self.is_end(token)
 
-    def _finish(self, reason: FinishReason) -> None:
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends the text."""
+        return token in self.settings.stop_tokens or (token in self.lm.eos_ids and not self.settings.ignore_eos)
+
+    def finish(self, reason: FinishReason) -> None:
+        """Nothing more is given out."""
         self.finish_reason = reason
         self.stats.seconds = time.perf_counter() - self.started
         self.stats.peak_memory_bytes = peak_memory()
 
-    def _logprob(self, token: int, row: torch.Tensor) -> TokenLogprob:
+    def detail(self, token: int, row: torch.Tensor) -> TokenLogprob:
+        """What `logprobs` asks for of a token that follows a row of logits (V,)."""
         logp = torch.log_softmax(row.float(), -1)
         count = min(self.settings.logprobs or 0, logp.shape[0])
         values, ids = logp.topk(count)
@@ -159,7 +216,9 @@ class Run:
         """The answer, once finished."""
         assert self.finish_reason is not None
         self.text.close()
-        return Completion(self.text.text, self.output, self.finish_reason, self.stats, self.logprobs)
+        return Completion(
+            self.text.text, self.output, self.finish_reason, self.stats, self.logprobs, self.candidates, self.trace
+        )
 
 
 def peak_memory() -> int:

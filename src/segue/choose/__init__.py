@@ -1,0 +1,1 @@
+"""Text under another objective than the model's probability: found by search, sampled, constrained, reranked."""

@@ -1,0 +1,1 @@
+"""Constraints: only what an automaton, an index or a document allows."""

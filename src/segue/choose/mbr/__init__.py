@@ -1,0 +1,1 @@
+"""Minimum Bayes risk: the candidate that agrees most with the others."""

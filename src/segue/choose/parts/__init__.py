@@ -1,0 +1,1 @@
+"""What the rooms of this package share: hypotheses, drivers, scorers and units."""

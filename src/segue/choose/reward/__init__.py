@@ -1,0 +1,1 @@
+"""Rewards: text that a scorer of whole texts or segments likes."""

@@ -1,0 +1,1 @@
+"""Samplers: the next token from another distribution than the model's."""

@@ -1,0 +1,1 @@
+"""Searches: many hypotheses, of which the best goes on."""
