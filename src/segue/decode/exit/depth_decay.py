@@ -32,7 +32,7 @@ class DepthDecay(Speculative):
             title="Position-Aware Depth Decay Decoding (D^3): Boosting Large Language Model Inference Efficiency",
             year=2025,
         ),
-        claim=Claim(value=1.5, unit="speed-up", baseline="greedy", setting="Llama 7B to 70B, GSM8K and BBH"),
+        claim=Claim(value=1.5, unit="speed-up", baseline="all layers", setting="Llama 7B to 70B, average"),
         exact=(Limit(knob="alpha", exact_at=1.0),),
         needs=("logits", "a choice of layers"),
         departs="the least depth and the drafting mode are ours; the prompt is read at full depth",

@@ -55,7 +55,7 @@ class Specextend(WithDraft):
             title="SpecExtend: A Drop-in Enhancement for Speculative Decoding of Long Sequences",
             year=2025,
         ),
-        claim=Claim(value=2.22, unit="speed-up", baseline="tree speculation", setting="16K tokens, Vicuna-7B with 68M"),
+        claim=Claim(value=2.22, unit="speed-up", baseline="tree speculation", setting="up to 16K tokens, at best"),
         exact=(SameTokens(), SameDistribution()),
         needs=("logits", "a draft model", "attention weights", "tree attention"),
         departs="10 nodes a level instead of 50; samples are drafted as a chain; the draft catches up with its full "
