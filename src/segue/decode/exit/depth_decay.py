@@ -18,7 +18,6 @@ from segue.card import Card, Claim, Limit, Paper
 from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.base import Budget, Speculative
 from segue.models.draft import by_layers, chain, drafting
-from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Request, Run
 
 
@@ -53,9 +52,6 @@ class DepthDecay(Speculative):
         for name, least in (("start_layer", 0), ("n_min", 1), ("gamma", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least {least}")
-
-    def lacks(self, lm: LM) -> str:
-        return "" if lm.backend != "llama.cpp" else "llama.cpp runs all layers or none"
 
     def price(self, run: Run, tokens: int) -> float:
         return tokens * run.step_seconds(1)

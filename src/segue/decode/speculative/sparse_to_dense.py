@@ -20,7 +20,6 @@ from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.base import Budget, Outcome, Speculative
 from segue.models.draft import Draft, chain
-from segue.models.lm import LM
 from segue.models.run import Forward, Request, Run
 from segue.models.sequence import Mark
 
@@ -61,9 +60,6 @@ class SparseToDense(Speculative):
         for name in ("keep", "queries", "gamma"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least 1")
-
-    def lacks(self, lm: LM) -> str:
-        return "" if lm.backend != "llama.cpp" else "llama.cpp does not show its attention"
 
     def price(self, run: Run, tokens: int) -> float:
         return tokens * run.step_seconds(1)
