@@ -25,6 +25,15 @@ def test_a_card_as_json() -> None:
     assert (data["trains"], data["needs"], data["departs"], data["rev"]) == ("nothing", ("logits",), "", 1)
 
 
+def test_a_claim_in_words() -> None:
+    assert CARD.claim is not None
+    assert CARD.claim.figure == "2.6 speed-up"
+    assert str(CARD.claim) == "2.6 speed-up over greedy (somewhere)"
+    words = Claim(value=None, unit="none", baseline="speculative decoding", setting="more is accepted")
+    assert words.figure == "no figure"
+    assert str(words) == "no figure against speculative decoding (more is accepted)"
+
+
 def test_cards_are_values() -> None:
     assert dataclasses.replace(CARD) == CARD
     assert hash(CARD) == hash(dataclasses.replace(CARD))

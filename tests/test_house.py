@@ -99,6 +99,7 @@ def test_a_card_is_complete(entry: Entry) -> None:
     assert card.needs
     assert card.paper.title
     assert entry.name in ("plain", "auto") or (card.paper.id and card.paper.year > 1990 and card.claim is not None)
+    assert card.claim is None or (card.claim.value is None) == (card.claim.unit == "none")
 
 
 @every_method

@@ -11,19 +11,28 @@ Trains = Literal["nothing", "heads", "a draft model", "the model"]
 
 @dataclass(frozen=True)
 class Paper:
-    id: str  # arXiv or ACL identifier, or "" for a plain technique
+    id: str  # arXiv or ACL identifier, github:owner/name of what is published as code only, "" for a plain technique
     title: str
     year: int
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper reports: a number with its unit, its baseline and the setting it was measured in."""
+    """What the paper reports: a number with its unit, its baseline and the setting it was measured in. Where no source
+    at hand gives a number, the value is None and the unit "none"; the setting then says what is claimed."""
 
-    value: float
+    value: float | None
     unit: Unit
     baseline: str
     setting: str
+
+    @property
+    def figure(self) -> str:
+        """The number and its unit."""
+        return "no figure" if self.value is None else f"{self.value:g} {self.unit}"
+
+    def __str__(self) -> str:
+        return f"{self.figure} {'against' if self.value is None else 'over'} {self.baseline} ({self.setting})"
 
 
 @dataclass(frozen=True)

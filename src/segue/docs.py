@@ -124,8 +124,7 @@ def _exact(exact: Exactness) -> str:
 
 
 def _claim(entry: Entry) -> str:
-    claim = entry.card.claim
-    return "-" if claim is None else f"{claim.value:g} {claim.unit} over {claim.baseline} ({claim.setting})"
+    return str(entry.card.claim or "-")
 
 
 def _cell(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import pytest
 
 from segue import catalog
@@ -15,7 +17,7 @@ def llama() -> World:
     return network_world("llama")
 
 
-def assert_promises_hold(name: str, world: World, lacking: set[str], refusal: str) -> None:
+def assert_promises_hold(name: str, world: World, lacking: Set[str], refusal: str) -> None:
     """A method keeps the promises of its card in a world, or is refused there, with a message that matches, because the
     world lacks what its card needs."""
     # What only approximates runs at its exact value, where it needs no more than plain decoding.

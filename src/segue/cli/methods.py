@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from segue import catalog
+from segue.card import Claim
 from segue.cli import flags, report
 from segue.docs import measured
 
@@ -46,14 +47,11 @@ def _page(entry: catalog.Entry) -> None:
     from rich.table import Table
 
     card = entry.card
-    claim = _claim(card.claim)
-    if card.claim is not None:
-        claim += f" over {card.claim.baseline} ({card.claim.setting})"
     rows = {
         "paper": _paper(entry),
         "family": entry.family,
         "exactness": _exactness(entry),
-        "claim": claim,
+        "claim": str(card.claim or "none"),
         "measured": measured(entry),
         "trains": card.trains,
         "needs": ", ".join(card.needs),
@@ -100,5 +98,5 @@ def _exactness(entry: catalog.Entry) -> str:
     return ", ".join(promises)
 
 
-def _claim(claim: Any) -> str:
-    return "none" if claim is None else f"{claim.value:g} {claim.unit}"
+def _claim(claim: Claim | None) -> str:
+    return "none" if claim is None else claim.figure

@@ -43,6 +43,16 @@ class Want:
         )
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """What it takes besides logits, in the words of a card's needs."""
+        asked = {
+            "hidden states": self.hidden,
+            "attention weights": self.attention is not None,
+            "a choice of layers": self.layers is not None or self.states is not None,
+        }
+        return tuple(what for what, wanted in asked.items() if wanted)
+
+    @property
     def kind(self) -> tuple[tuple[int, ...] | None, bool]:
         """What the items of one forward must have in common: the layers that run, and whether states are given."""
         return self.layers, self.states is not None

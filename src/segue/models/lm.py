@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -33,6 +34,7 @@ class LM(ABC):
     kv_rows: int | None = None  # cache rows that all its sequences share; None where memory is the only limit
     most_leaves: int | None = None  # leaves that one tree may have; None for any number
     most_running: int | None = None  # requests that may be open at a time
+    lacking: frozenset[str] = frozenset()  # what its forwards do not give, in the words of `Want.needs` and of cards
     start_ids: tuple[int, ...] = ()  # an encoder-decoder writes on from these; elsewhere text goes on from the prompt
     threads: int = 0  # that all its forwards run on; 0 leaves that to what was measured, or to the process
 
@@ -80,6 +82,16 @@ class LM(ABC):
     def kv_heads(self, layer: int) -> int:
         """Heads of a layer's keys and values."""
         return 1
+
+    def refusal(self, method: str, needs: Iterable[str]) -> str:
+        """Why a method that needs all this cannot run here, or nothing."""
+        missing = [need for need in needs if need in self.lacking]
+        if not missing:
+            return ""
+        return (
+            f"{method} needs {' and '.join(missing)}, which {self.backend} does not give ({self.name}): load the "
+            "checkpoint with backend transformers, or choose a method that needs less"
+        )
 
     def turn(self) -> Any:
         """How cached keys are moved to other positions (models/transformers/turn.py)."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 import segue
+from segue.card import Card, Paper, SameTokens
 from segue.data import DraftTree, Settings
 from segue.decode.speculative.auto import kind_of
 from segue.decode.speculative.base import Budget, Speculative
@@ -68,6 +69,8 @@ def test_the_same_seed_gives_plain_decodings_text(world: World, temperature: flo
 @dataclass(frozen=True)
 class Hopeless(Speculative):
     """Proposes a wide tree of nonsense every round."""
+
+    card = Card(paper=Paper(id="", title="", year=0), claim=None, exact=(SameTokens(),))
 
     def start(self, run: Run) -> None:
         return None

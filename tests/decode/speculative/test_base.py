@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+import segue
+from segue import catalog
 from segue.card import Card, Paper, SameTokens
 from segue.data import DraftTree, Scores, Settings, Want
 from segue.decode.speculative.base import Budget, Outcome, Speculative
@@ -119,6 +121,29 @@ def test_a_drafter_may_ask_for_forwards_first(world: World) -> None:
     assert answer.stats.target_forwards == 1 + 3
     assert answer.stats.draft_forwards == 3 + 3 + 3 + 3
     assert answer.stats.acceptance == 1
+
+
+BEYOND = Want(hidden=(0,), attention=((0,), None), layers=(0,)).needs  # all that a forward gives besides logits
+
+
+@pytest.mark.parametrize("name", ["clasp", "sparse_to_dense", "specextend", "depth_decay", "token_recycling"])
+def test_a_drafter_lacks_what_its_card_needs_and_the_model_does_not_give(name: str) -> None:
+    lm, fields = toy_world(3).lm, {f.name for f in catalog.find(name).fields}
+    method = catalog.build(name, **({"draft": lm} if "draft" in fields else {}))
+    assert method.lacks(lm) == ""
+    needed = [need for need in method.card.needs if need in BEYOND]
+    assert (name == "token_recycling") == (not needed)
+    lm.lacking = frozenset(BEYOND)
+    reason = method.lacks(lm)
+    assert reason.startswith(f"{name} needs {' and '.join(needed)}, which toy does not give" if needed else "")
+    assert bool(reason) == bool(needed)
+
+
+def test_a_choice_leaves_out_who_cannot_draft() -> None:
+    chooser, run = segue.method("auto", allow="clasp,prompt_lookup"), Run(toy_world(4).lm, [0, 1], Settings())
+    assert set(chooser.start(run).drafters) == {"clasp", "prompt_lookup"}
+    run.lm.lacking = frozenset(BEYOND)
+    assert set(chooser.start(run).drafters) == {"prompt_lookup"}
 
 
 def test_a_base_without_a_drafter_is_no_method() -> None:

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from segue.data import CapabilityError, DraftTree, Scores, Settings, Want
+from segue.data import DraftTree, Scores, Settings, Want
 from segue.decode.speculative.clasp import Clasp, choose, spread
 from segue.laws.base import decode
 from segue.models.engine import Engine
 from segue.models.lm import LM
 from segue.models.run import Request, Run
+from segue.models.toy import ToyLM
 from segue.models.transformers.layers import decoder_layers
 from segue.models.transformers.load import wrap
 
@@ -192,7 +193,11 @@ def test_fields_are_checked(fields: dict[str, Any], message: str) -> None:
         Clasp(**fields)
 
 
-def test_llamacpp_lacks_the_layers() -> None:
-    lm = type("Elsewhere", (), {"backend": "llama.cpp"})()
-    assert Clasp().lacks(lm) == "llama.cpp runs all layers or none"  # type: ignore[arg-type]
-    assert issubclass(CapabilityError, ValueError)
+def test_what_a_backend_does_not_give_is_named() -> None:
+    lm = ToyLM()
+    assert Clasp().lacks(lm) == ""
+    lm.lacking = frozenset({"a choice of layers", "attention weights"})
+    assert Clasp().lacks(lm) == (
+        "clasp needs a choice of layers, which toy does not give (toy-4-2-0): load the checkpoint with backend "
+        "transformers, or choose a method that needs less"
+    )

@@ -128,9 +128,12 @@ def test_what_it_cannot_do_is_said(llama: Path, tmp_path: Path) -> None:
     for want, word in (
         (Want(hidden=(-1,)), "hidden states"),
         (Want(layers=(0,)), "layers"),
-        (Want(attention=((0,), (0,))), "attention"),
+        (Want(attention=((0,), (0,))), "attention weights"),
     ):
-        with pytest.raises(CapabilityError, match=f"logits only, and this method needs .*{word}"):
+        with pytest.raises(
+            CapabilityError,
+            match=f"this method needs .*{word}, which llama.cpp does not give .*: load the checkpoint with",
+        ):
             lm.forward([(lm.sequence(), DraftTree.root(3), want)])
     wide = DraftTree.from_paths(3, [(t,) for t in range(40)])
     with pytest.raises(CapabilityError, match="trees of 32 leaves, and this one has 40"):

@@ -18,7 +18,6 @@ from segue.card import Card, Claim, Limit, Paper
 from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.base import Budget, Speculative
 from segue.models.draft import by_layers, chain, drafting
-from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Request, Run
 
 
@@ -32,7 +31,7 @@ class DepthDecay(Speculative):
             title="Position-Aware Depth Decay Decoding (D^3): Boosting Large Language Model Inference Efficiency",
             year=2025,
         ),
-        claim=Claim(value=1.5, unit="speed-up", baseline="greedy", setting="Llama 7B to 70B, GSM8K and BBH"),
+        claim=Claim(value=1.5, unit="speed-up", baseline="all layers", setting="Llama 7B to 70B, average"),
         exact=(Limit(knob="alpha", exact_at=1.0),),
         needs=("logits", "a choice of layers"),
         departs="the least depth and the drafting mode are ours; the prompt is read at full depth",
@@ -53,9 +52,6 @@ class DepthDecay(Speculative):
         for name, least in (("start_layer", 0), ("n_min", 1), ("gamma", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least {least}")
-
-    def lacks(self, lm: LM) -> str:
-        return "" if lm.backend != "llama.cpp" else "llama.cpp runs all layers or none"
 
     def price(self, run: Run, tokens: int) -> float:
         return tokens * run.step_seconds(1)

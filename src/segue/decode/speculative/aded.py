@@ -39,7 +39,9 @@ class Aded(Speculative):
             title="Adaptive Draft-Verification for Efficient Large Language Model Decoding",
             year=2024,
         ),
-        claim=Claim(value=2.5, unit="speed-up", baseline="greedy", setting="Vicuna and LLaMA-2 chat, at best"),
+        claim=Claim(
+            value=2.5, unit="speed-up", baseline="autoregressive", setting="HumanEval, MT-Bench and Alpaca, at best"
+        ),
         exact=(SameTokens(), SameDistribution()),
         needs=("logits", "tree attention", "a trigram table"),
         departs="every trigram is learned once, where the authors' code counts the last 16 anew each round; the reward "

@@ -67,7 +67,7 @@ class Auto(Speculative):
         return Want.join(drafter.needs for drafter in self.drafters)
 
     def start(self, run: Run) -> Choice:
-        able = {_name(d): d for d in self.drafters if not d.lacks(run.lm)}
+        able = {d.name: d for d in self.drafters if not d.lacks(run.lm)}
         kind = kind_of(run)
         memory: Memory = run.lm.stores.setdefault("auto", Memory())
         known = memory.kinds.setdefault(kind, Calibration(memory.overall))
@@ -229,7 +229,3 @@ def _count(run: Run, tree: DraftTree | None) -> None:
 
 def _tokens(outcome: Outcome) -> Sequence[int]:
     return [*(outcome.tree.tokens[node] for node in outcome.path[1:]), outcome.token]
-
-
-def _name(drafter: Speculative) -> str:
-    return type(drafter).__module__.rpartition(".")[2]

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from segue.card import Card
 from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.budget import Budget, Costs, Planner, controller
 from segue.models.companion import companion
@@ -39,6 +40,7 @@ class Outcome:
 class Speculative:
     """Base of the family: subclasses are drafters. The object never changes; `start` makes the state of a run."""
 
+    card: ClassVar[Card]
     needs = Want()  # what a drafter wants read back besides the logits
     free: ClassVar[bool] = True  # proposing takes no forward and no rows of its own
     lenience = 1.0  # below 1 sampled drafts are accepted too easily (only draft_model offers it)
@@ -48,9 +50,14 @@ class Speculative:
     def __post_init__(self) -> None:
         controller(self.budget)
 
+    @property
+    def name(self) -> str:
+        """As the catalog calls it: by its file."""
+        return type(self).__module__.rpartition(".")[2]
+
     def lacks(self, lm: LM) -> str:
         """What a choice among methods must know: why this one cannot draft for `lm`, or nothing."""
-        return ""
+        return lm.refusal(self.name, self.card.needs)
 
     def start(self, run: Run) -> Any:
         """State of this run, before the prompt is read."""
@@ -165,7 +172,7 @@ class WithDraft(Speculative):
     draft: str | LM | None = None  # path, hub id or loaded model; none: the embedded draft of the embedded model
 
     def lacks(self, lm: LM) -> str:
-        return "" if self.draft is not None else "no draft model was given"
+        return super().lacks(lm) if self.draft is not None else "no draft model was given"
 
     def price(self, run: Run, tokens: int) -> float:
         return tokens * companion(run.lm, self.draft).cost.step(run.sharing) / run.sharing

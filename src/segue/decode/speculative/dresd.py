@@ -43,7 +43,7 @@ class Dresd(Speculative):
 
     card = Card(
         paper=Paper(id="2502.15572", title="DReSD: Dense Retrieval for Speculative Decoding", year=2025),
-        claim=Claim(value=1.19, unit="speed-up", baseline="REST", setting="average over models and tasks, GPU"),
+        claim=Claim(value=1.19, unit="speed-up", baseline="REST", setting="average of its experiments"),
         exact=(SameTokens(), SameDistribution()),
         needs=("logits", "hidden states", "tree attention", "a dense datastore"),
         departs="faiss instead of ScaNN; nearer hits weigh more (sharpness); sampled mode by delta proposals",

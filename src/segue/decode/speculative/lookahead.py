@@ -44,7 +44,7 @@ class Lookahead(Speculative):
             title="Break the Sequential Dependency of LLM Inference Using Lookahead Decoding",
             year=2024,
         ),
-        claim=Claim(value=1.8, unit="speed-up", baseline="greedy", setting="LLaMA-2 7B chat, MT-Bench, A100"),
+        claim=Claim(value=1.8, unit="speed-up", baseline="autoregressive", setting="MT-Bench, at best"),
         exact=(SameTokens(), SameDistribution()),
         needs=("logits", "tree attention"),
         departs="n-grams that share a prefix share nodes",

@@ -29,8 +29,8 @@ class Rest(Speculative):
         claim=Claim(
             value=2.36,
             unit="speed-up",
-            baseline="greedy",
-            setting="7B and 13B, code and text, batch 1, GPU; 1.62 to 2.36",
+            baseline="autoregressive",
+            setting="7B and 13B, code and text, batch 1; 1.62 to 2.36",
         ),
         exact=(SameTokens(), SameDistribution()),
         needs=("logits", "tree attention", "a datastore"),

@@ -39,7 +39,7 @@ class Staged(WithDraft):
 
     card = Card(
         paper=Paper(id="2308.04623", title="Accelerating LLM Inference with Staged Speculative Decoding", year=2023),
-        claim=Claim(value=3.16, unit="latency ratio", baseline="greedy", setting="GPT-2-L 762M, HumanEval, RTX 4090"),
+        claim=Claim(value=3.16, unit="speed-up", baseline="greedy", setting="GPT-2-L 762M, HumanEval, RTX 4090"),
         exact=(SameTokens(), SameDistribution()),
         needs=("logits", "a draft model", "tree attention"),
         departs="the inner drafter is any drafter, where the paper has a trigram model; siblings only when greedy",

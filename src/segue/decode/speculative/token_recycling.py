@@ -33,7 +33,11 @@ class TokenRecycling(Speculative):
     """Grows a tree from an adjacency matrix of recent predictions: no draft model, 8 integers per vocabulary entry."""
 
     card = Card(
-        paper=Paper(id="2408.08696", title="Turning Trash into Treasure: Token Recycling", year=2024),
+        paper=Paper(
+            id="2408.08696",
+            title="Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token Recycling",
+            year=2024,
+        ),
         claim=Claim(value=2.0, unit="speed-up", baseline="greedy", setting="7B to 33B, Spec-Bench, GPU"),
         exact=(SameTokens(), SameDistribution()),
         needs=("logits", "tree attention"),

@@ -25,6 +25,8 @@ BATCH = 2048  # tokens of one call
 class LlamaCppLM(LM):
     """Built by `segue.models.llamacpp.load.load`."""
 
+    lacking = frozenset({"hidden states", "attention weights", "a choice of layers"})
+
     def __init__(
         self,
         model: Any,
@@ -79,7 +81,8 @@ class LlamaCppLM(LM):
     def forward(self, asks: Seq[Ask]) -> list[Scores]:
         batch, wants = self._batch, [want for _, _, want in asks]
         for want in wants:
-            check_want(self.name, want)
+            if reason := self.refusal("this method", want.needs):
+                raise CapabilityError(reason)
         batch.clear()
         spans: list[list[int]] = []
         for sequence, tree, want in asks:
@@ -137,21 +140,6 @@ class LlamaCppLM(LM):
             llama_cpp.llama_free(self._context)
             llama_cpp.llama_model_free(self._model)
             self._context = None
-
-
-def check_want(name: str, want: Want) -> None:
-    """What llama.cpp does not give is refused in one line."""
-    asked = {
-        "hidden states": want.hidden,
-        "attention weights": want.attention is not None,
-        "a choice of layers": want.layers is not None or want.states is not None,
-    }
-    strange = [what for what, wanted in asked.items() if wanted]
-    if strange:
-        raise CapabilityError(
-            f"{name} runs in llama.cpp, which gives logits only, and this method needs {' and '.join(strange)}: "
-            "load the transformers checkpoint instead"
-        )
 
 
 class Batch:
