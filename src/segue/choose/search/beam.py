@@ -26,7 +26,7 @@ class Beam(Searching):
 
     card = Card(
         paper=Paper(id="1211.3711", title="Sequence Transduction with Recurrent Neural Networks", year=2012),
-        claim=Claim(value=0.0, unit="none", baseline="greedy", setting="a technique; transformers is the reference"),
+        claim=Claim(value=None, unit="none", baseline="greedy", setting="a technique; transformers is the reference"),
         exact=(SameTarget(target="beam"),),
         check="translation",
     )

@@ -34,7 +34,7 @@ class DiverseBeam(Searching):
             year=2016,
         ),
         claim=Claim(
-            value=0.0,
+            value=None,
             unit="none",
             baseline="beam search",
             setting="better top-1 and more distinct n-grams at nearly the same cost (image captions, translation)",
