@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from segue.data import Completion, DraftTree, FinishReason, Scores, Settings, Stats, TokenLogprob, Want
+from segue.models.constraint import constraint
 from segue.models.lm import LM
 from segue.models.sequence import Sequence
 from segue.models.text import TextStream
@@ -75,7 +76,8 @@ class Run:
         self.text = TextStream(lm, self.ids, settings.stop)
         self.max_tokens = min(settings.max_tokens, lm.context_length - self.prompt_length)
         own = lm.constraints(settings, self.source, self.prompt_length + self.max_tokens)
-        self.target = Target(settings, lm, self.prompt_length, own)
+        self.constraint = constraint(settings, lm, self.max_tokens)
+        self.target = Target(settings, lm, self.prompt_length, own, self.constraint)
         self.sequence = lm.reading(self.source)
         self.first: Scores | None = None  # set where another run has read the prompt for this one
         self.finish_reason: FinishReason | None = None
@@ -131,7 +133,8 @@ class Run:
             self.stats.tokens += 1
             if self.logprobs is not None:
                 self.logprobs.append(self._logprob(token, scores.row(node)))
-            if self._ends(token):
+            over = self.constraint is not None and self.constraint.take(tuple(self.output), self.remaining <= 0)
+            if self._ends(token) or over:
                 self._finish("stop")
             elif self.remaining <= 0:
                 self._finish("length")
@@ -142,6 +145,7 @@ class Run:
     def _ends(self, token: int) -> bool:
         stopped = self.text.push(token)
         is_end = token in self.settings.stop_tokens or (token in self.lm.eos_ids and not self.settings.ignore_eos)
+        is_end = is_end or (self.constraint is not None and token in self.constraint.end_ids)
         return stopped or is_end
 
     def _finish(self, reason: FinishReason) -> None:
