@@ -200,7 +200,12 @@ def make_settings(**values: Any) -> Settings:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise ValueError(f"no setting is called {name!r}: {hint}")
-    return Settings(**values)
+    settings = Settings(**values)
+    if settings.constrained:
+        from segue.models.constraint import check
+
+        check(settings)  # a grammar that cannot be read is told before any work is done
+    return settings
 
 
 def method_name(method: Method) -> str:

@@ -35,8 +35,8 @@ class Form:
 
     def ends(self, settings: Settings) -> dict[str, Any]:
         """What to change in the settings so that an answer ends where the speaker changes."""
-        if not self.template:
-            return {"stop": (*settings.stop, STOP)}
+        if not self.template:  # what is constrained ends by itself, and must not be cut
+            return {} if settings.constrained else {"stop": (*settings.stop, STOP)}
         end = self.lm.tokenizer.eos_token_id
         # Some checkpoints end a turn with a token that only their tokenizer calls the end.
         return {} if end is None else {"stop_tokens": (*settings.stop_tokens, end)}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from segue.data.automaton import Automaton
 
 
 def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
@@ -14,6 +17,9 @@ def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+CONSTRAINTS = ("json_schema", "regex", "grammar", "constraint")  # each of the whole text, beside `choices`
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,14 @@ class Settings:
     ignore_eos: bool = False  # decode on after end-of-text
     logprobs: int | None = None  # log-probabilities of each token and of this many alternatives
     seed: int | None = None  # seed of this request's own generator
+    json_schema: str | Mapping[str, Any] | bool | None = None  # the text is JSON of this schema; true for any JSON
+    regex: str | None = None  # the whole text matches this regular expression
+    grammar: str | None = None  # the whole text follows this Lark grammar
+    choices: tuple[str, ...] = ()  # the text is one of these
+    constraint: Automaton | None = None  # the text is one that this automaton accepts
 
     def __post_init__(self) -> None:
-        for name in ("stop", "bad_words"):
+        for name in ("stop", "bad_words", "choices"):
             value = getattr(self, name)
             strings = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ("",)
             _check(name, value, all(isinstance(s, str) and s for s in strings), "non-empty strings")
@@ -83,6 +94,47 @@ class Settings:
         _check("logit_bias", self.logit_bias, all(i >= 0 for i in bias), "a mapping of token ids to numbers")
         _check("logit_bias", self.logit_bias, all(b == b and abs(b) <= 1e4 for b in bias.values()), "finite numbers")
         object.__setattr__(self, "logit_bias", bias)
+        self._check_constraint()
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the text is constrained as a whole."""
+        return bool(self._constraints)
+
+    @property
+    def unconstrained(self) -> Settings:
+        """The same request, for a text that may be anything."""
+        return replace(self, **dict.fromkeys(CONSTRAINTS), choices=()) if self.constrained else self
+
+    @property
+    def _constraints(self) -> list[str]:
+        return [name for name in (*CONSTRAINTS, "choices") if getattr(self, name) not in (None, ())]
+
+    def _check_constraint(self) -> None:
+        given = self._constraints
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are {len(given)} constraints of one text: give one of them")
+        for name in ("regex", "grammar"):
+            value = getattr(self, name)
+            _check(name, value, value is None or (isinstance(value, str) and value != ""), "a text")
+        schema = self.json_schema
+        _check("json_schema", schema, schema is None or isinstance(schema, str | Mapping | bool), "a schema, or its JSON")
+        try:
+            schema = json.loads(schema) if isinstance(schema, str) else schema
+            json.dumps(None if isinstance(schema, Mapping) and not isinstance(schema, dict) else schema)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"json_schema={str(self.json_schema)[:60]!r} is not JSON: {error}") from None
+        whole = schema is None or isinstance(schema, Mapping | bool)
+        _check("json_schema", self.json_schema, whole, "a schema is an object, true or false")
+        _check("json_schema", self.json_schema, schema is not False, "no text satisfies false")
+        own = self.constraint
+        _check("constraint", own, own is None or isinstance(own, Automaton), "an automaton (see segue.ops.automaton)")
+        for name in ("stop", "ignore_eos"):
+            if given and getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} cannot be combined with {given[0]}: the text would be cut, or go on "
+                    f"behind its end, and no longer satisfy it; leave {name} out"
+                )
 
     @classmethod
     def names(cls) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from typing import Any
@@ -41,6 +42,7 @@ class LM(ABC):
     def __init__(self) -> None:
         self.stores: dict[str, Any] = {}  # what drafters keep between requests, by method name
         self.companions: dict[str, LM] = {}  # draft models loaded for this one, by path
+        self.compiled: OrderedDict[Any, Any] = OrderedDict()  # grammars made ready for its tokens
 
     @property
     def bytes_per_token(self) -> int:

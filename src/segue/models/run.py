@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from segue.data import Candidate, Completion, DraftTree, FinishReason, Scores, Settings, Stats, TokenLogprob, Want
+from segue.models.constraint import constraint
 from segue.models.lm import LM
 from segue.models.sequence import Sequence
 from segue.models.text import TextStream
@@ -117,7 +118,8 @@ class Run:
         self.text = TextStream(lm, self.ids, settings.stop)
         self.max_tokens = min(settings.max_tokens, lm.context_length - self.prompt_length)
         own = lm.constraints(settings, self.source, self.prompt_length + self.max_tokens)
-        self.target = Target(settings, lm, self.prompt_length, own)
+        self.constraint = constraint(settings, lm, self.max_tokens)
+        self.target = Target(settings, lm, self.prompt_length, own, self.constraint)
         self.sequence = lm.reading(self.source)
         self.first: Scores | None = None  # set where another run has read the prompt for this one
         self.finish_reason: FinishReason | None = None
@@ -184,7 +186,8 @@ class Run:
             self.stats.tokens += 1
             if self.logprobs is not None and details is not None:
                 self.logprobs.append(details[place])
-            if self._ends(token):
+            over = self.constraint is not None and self.constraint.take(tuple(self.output), self.remaining <= 0)
+            if self._ends(token) or over:
                 self.finish("stop")
             elif self.remaining <= 0:
                 self.finish("length")
@@ -197,6 +200,8 @@ class Run:
 
     def is_end(self, token: int) -> bool:
         """Whether a token ends the text."""
+        if self.constraint is not None and token in self.constraint.end_ids:
+            return True
         return token in self.settings.stop_tokens or (token in self.lm.eos_ids and not self.settings.ignore_eos)
 
     def finish(self, reason: FinishReason) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from segue.data import Settings
+from segue.models.constraint import Constraint
 from segue.models.lm import LM
 from segue.ops.accept import one_hot
 
@@ -31,10 +32,19 @@ class OccurrencePenalty(hf.LogitsProcessor):  # type: ignore[misc]
 
 class Target:
     """p of one request: what a token is drawn from after a prefix. Also applied to draft models, as exactness asks.
-    `own` are the processors that the model itself asks for."""
+    `own` are the processors that the model itself asks for; a constraint masks what they leave."""
 
-    def __init__(self, settings: Settings, lm: LM, prompt_length: int, own: Iterable[hf.LogitsProcessor] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        lm: LM,
+        prompt_length: int,
+        own: Iterable[hf.LogitsProcessor] = (),
+        constraint: Constraint | None = None,
+    ) -> None:
         self.greedy = settings.temperature == 0
+        self.constraint = constraint
+        self._prompt_length = prompt_length
         self._vocab_size = lm.vocab_size
         self._history = hf.LogitsProcessorList()
         self._add_history(settings, lm, prompt_length)
@@ -46,7 +56,7 @@ class Target:
     @property
     def argmax(self) -> bool:
         """The next token is the arg-max of the raw logits: nothing else has to be computed."""
-        return self.greedy and not self._history
+        return self.greedy and not self._history and self.constraint is None
 
     def p(self, logits: Tensor, prefix: list[int]) -> Tensor:
         """Probabilities (V,) after `prefix` (all token ids so far) from raw logits (V,)."""
@@ -61,6 +71,8 @@ class Target:
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)[None]
         if self._history:
             scores = self._history(torch.tensor([prefix], device=logits.device), scores)
+        if self.constraint is not None:
+            scores = self.constraint.apply(scores[0], tuple(prefix[self._prompt_length :]))[None]
         if self._local:
             scores = self._local(torch.empty(1, 0, dtype=torch.long, device=logits.device), scores)
         return scores[0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from segue.choose.parts.hypothesis import Hypothesis, advance, log_p
+from segue.choose.parts.hypothesis import Hypothesis, advance, log_p, satisfied
 from segue.models.run import Decoder, Run
 
 EARLY = ("heuristic", "full", "never")
@@ -55,7 +55,9 @@ class Beam:
             if value == float("-inf"):
                 break
             parent, token = self.running[place // width], place % width
-            found.append(parent.child(self.run, token, float(rows[place // width, token]), score=value))
+            child = parent.child(self.run, token, float(rows[place // width, token]), score=value)
+            if child.reason is None or satisfied(self.run, child):
+                found.append(child)
         return found
 
     def admit(self, candidates: list[Hypothesis], *, among: int | None = None) -> None:

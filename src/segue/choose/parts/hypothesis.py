@@ -9,9 +9,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from segue.data import Candidate, DraftTree, FinishReason, TokenLogprob, Want
+from segue.data import Candidate, ConstraintError, DraftTree, FinishReason, TokenLogprob, Want
 from segue.models.run import Decoder, Forward, Run, gather
 from segue.models.sequence import Sequence
 from segue.models.text import TextStream
@@ -97,8 +98,13 @@ def _read(child: Hypothesis, want: Want) -> Forward:
 
 def log_p(run: Run, hypothesis: Hypothesis) -> Tensor:
     """(V,) log-probabilities of the next token. Penalties and constraints act on them without a renormalisation, as in
-    transformers' beam search; -inf is what may not come."""
+    transformers' beam search; -inf is what may not come (everything, where a constraint has led to a dead end)."""
     assert hypothesis.row is not None
+    constraint = run.constraint
+    if constraint is not None:
+        run.stats.constraint_checks += 1
+        if not bool(constraint.mask(tuple(hypothesis.tokens)).any()):
+            return torch.full_like(hypothesis.row, float("-inf"), dtype=torch.float32)
     return run.target.processed(hypothesis.row.float().log_softmax(-1), [*prompt_of(run), *hypothesis.tokens])
 
 
@@ -109,9 +115,16 @@ def prompt_of(run: Run) -> list[int]:
 
 def why_over(run: Run, tokens: list[int]) -> FinishReason | None:
     """Why an output ends with its last token, if it does."""
-    if run.is_end(tokens[-1]) or stopped(run, tokens):
+    constraint = run.constraint
+    complete = constraint is not None and constraint.complete(tuple(tokens))
+    if run.is_end(tokens[-1]) or complete or stopped(run, tokens):
         return "stop"
     return "length" if len(tokens) >= run.max_tokens else None
+
+
+def satisfied(run: Run, hypothesis: Hypothesis) -> bool:
+    """Whether a finished hypothesis is what the request's constraint asks for; one that is not has no worth at all."""
+    return run.constraint is None or run.constraint.accepts(tuple(hypothesis.tokens))
 
 
 def stopped(run: Run, tokens: list[int]) -> bool:
@@ -137,7 +150,14 @@ def text_of(run: Run, tokens: list[int]) -> str:
 
 
 def deliver(run: Run, ranked: list[Hypothesis]) -> None:
-    """Give out the first of the hypotheses, and all of them as candidates; their pasts are released."""
+    """Give out the first of the hypotheses, and all of them as candidates; their pasts are released. Raises
+    ConstraintError where there is none: everything that was tried led to a dead end."""
+    if not ranked:
+        name = run.constraint.name if run.constraint is not None else "the request's settings"
+        raise ConstraintError(
+            f"no text that satisfies {name} was found within max_tokens={run.max_tokens}: raise it, or let the method "
+            "try more (a wider beam, more particles)"
+        )
     best = ranked[0]
     run.candidates = [
         Candidate(text_of(run, h.tokens), h.tokens, h.logp, h.score, h.reason or "length", h.logw) for h in ranked

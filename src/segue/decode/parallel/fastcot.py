@@ -70,6 +70,11 @@ class FastCoT(Speculative):
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least 0")
 
     def run(self, run: Run) -> Decoder[None]:
+        if run.constraint is not None and self.glance and (self.share < 1 or self.rationale_tokens or self.stop_phrase):
+            raise ValueError(
+                "fastcot writes its cue and guessed tokens into the text, which no constraint allows: glance=False, or "
+                "another method"
+            )
         cue, state = self._cue(run), self.start(run)
         rationale = self.rounds(run, state)
         try:

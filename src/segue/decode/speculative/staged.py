@@ -59,7 +59,7 @@ class Staged(WithDraft):
     def start(self, run: Run) -> Stage:
         lm = companion(run.lm, self.draft)
         prompt = run.source or run.ids
-        free = replace(run.settings, stop=(), logprobs=None, logit_bias={}, bad_words=())
+        free = replace(run.settings.unconstrained, stop=(), logprobs=None, logit_bias={}, bad_words=())
         own = Run(lm, prompt[: lm.context_length - 1], free, source=run.chance)
         own.target = run.target  # the draft's rows are warped as the target's are
         own.sequence.drafts = True

@@ -50,6 +50,11 @@ class GGUFTokenizer:
     def __len__(self) -> int:
         return len(self.vocab.ids)
 
+    def token_bytes(self) -> dict[int, bytes]:
+        """What every token of text stands for."""
+        texts = [i for i, a in enumerate(self.vocab.attributes) if not a & NOT_TEXT and a != UNUSED]
+        return {i: self.vocab.piece(i) for i in texts}
+
     def get_vocab(self) -> dict[str, int]:
         """Token texts as transformers writes them."""
         return dict(self.vocab.ids)

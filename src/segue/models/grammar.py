@@ -1,0 +1,185 @@
+"""Grammars as automata over a model's tokens: JSON Schema, regular expressions and Lark grammars, by llguidance.
+
+A state is the tuple of the tokens read. Parsers are kept for the states in use and copied where a text branches, so a
+draft that is refused costs nothing to take back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segue.data import CapabilityError, ConstraintError
+from segue.models.lm import LM
+from segue.models.vocabulary import TokenBytes
+
+T = TypeVar("T")
+Prefix = tuple[int, ...]
+PARSERS = 512  # parsers kept per grammar
+MASKS = 64  # masks kept per grammar
+GRAMMARS = 32  # compiled grammars kept per model
+# White space between the parts of JSON is a loop without an end; a schema's own "x-guidance" overrules this.
+COMPACT = {"whitespace_flexible": False}
+
+
+def source(kind: str, text: Any) -> str:
+    """llguidance's own form of a grammar: kind is "json_schema", "regex" or "grammar" (Lark). ValueError with its
+    reason where it is none."""
+    matcher = _library().LLMatcher
+    try:
+        if kind == "json_schema":
+            schema = json.loads(text) if isinstance(text, str) else text
+            # Everything satisfies `true`, which takes no options.
+            form = matcher.grammar_from_json_schema({} if schema is True else schema, defaults=COMPACT)
+        else:
+            form = (matcher.grammar_from_regex if kind == "regex" else matcher.grammar_from_lark)(text)
+        wrong, reasons = matcher.validate_grammar_with_warnings(form)
+    except (ValueError, TypeError) as error:
+        wrong, reasons = True, [str(error)]
+    if wrong:
+        raise ValueError(f"{kind}={shown(text)} cannot be followed: {' '.join(reasons).strip()}")
+    return str(form)
+
+
+def grammar(lm: LM, kind: str, text: Any, end_ids: Collection[int]) -> Grammar:
+    """The automaton of a grammar for a model; compiled once and kept with the model."""
+    kept: OrderedDict[Any, Any] = lm.compiled
+    form = source(kind, text)
+    ends = frozenset(end_ids)
+    reader = _kept(kept, ("tokenizer", ends), lambda: tokenizer(lm, ends))
+    return _kept(kept, (form, ends), lambda: Grammar(reader, form, lm.vocab_size, ends, f"{kind}={shown(text)}"))
+
+
+class Grammar:
+    """An `Automaton`. Its texts are compared byte for byte, in whatever tokens they are written."""
+
+    def __init__(self, reader: Any, form: str, vocab_size: int, end_ids: Collection[int], name: str) -> None:
+        """`reader`: llguidance's tokenizer; `form`: from `source`; `vocab_size` may be larger than the tokenizer's."""
+        self.vocab_size = vocab_size
+        self.end_ids = frozenset(end_ids)
+        self.name = name
+        self.trouble = ""  # why llguidance gave up, if it did
+        matcher = _library().LLMatcher(reader, form, log_level=0)
+        if matcher.is_error():
+            raise ValueError(f"{name} cannot be followed: {matcher.get_error().strip()}")
+        self._root = matcher
+        self._foreign = sorted(set(reader.eos_tokens) - self.end_ids)  # it ends texts that the model does not end
+        self._parsers: OrderedDict[Prefix, Any] = OrderedDict()
+        self._masks: OrderedDict[Prefix, Tensor] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def start(self) -> Hashable:
+        return ()
+
+    def allowed(self, state: Hashable) -> Tensor:
+        prefix = self._prefix(state)
+        known = self._masks.get(prefix)
+        if known is None:
+            known = self._masks[prefix] = self._mask(prefix)
+            if len(self._masks) > MASKS:
+                self._masks.popitem(last=False)
+        return known
+
+    def check(self, state: Hashable, token: int) -> bool:
+        prefix = self._prefix(state)
+        if self._ended(prefix) or not 0 <= token < self.vocab_size or token in self._foreign:
+            return False
+        if token in self.end_ids:
+            return self.accepting(state)
+        return bool(self._parser(prefix).validate_tokens([token]) == 1)
+
+    def step(self, state: Hashable, token: int) -> Hashable | None:
+        return (*self._prefix(state), token) if self.check(state, token) else None
+
+    def accepting(self, state: Hashable) -> bool:
+        prefix = self._prefix(state)
+        if self._ended(prefix):
+            return True
+        parser = self._parser(prefix)
+        return bool(parser.is_accepting() and not parser.is_error())
+
+    def progress(self, state: Hashable) -> int:
+        return len(self._prefix(state))
+
+    def shortest(self, state: Hashable) -> int | None:
+        return 0 if self._ended(self._prefix(state)) else None
+
+    def _mask(self, prefix: Prefix) -> Tensor:
+        mask = torch.zeros(self.vocab_size, dtype=torch.bool)
+        if self._ended(prefix):
+            return mask
+        parser = self._parser(prefix)
+        accepting = self.accepting(prefix)
+        bits = np.unpackbits(np.frombuffer(parser.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        if parser.is_error():  # too complex: nothing is allowed, rather than anything
+            self.trouble = str(parser.get_error()).strip()
+            return mask
+        count = min(len(bits), self.vocab_size)
+        mask[:count] = torch.from_numpy(bits[:count].astype(bool))
+        mask[self._foreign] = False
+        mask[sorted(self.end_ids)] = accepting
+        return mask
+
+    def _parser(self, prefix: Prefix) -> Any:
+        """The parser that has read `prefix`: a kept one, or a copy of the nearest one before it, read on."""
+        known = self._parsers.get(prefix)
+        if known is not None:
+            self._parsers.move_to_end(prefix)
+            return known
+        start = next((n for n in range(len(prefix) - 1, 0, -1) if prefix[:n] in self._parsers), 0)
+        parser = (self._parsers[prefix[:start]] if start else self._root).deep_copy()
+        if start < len(prefix) and not parser.consume_tokens(list(prefix[start:])):
+            self.trouble = str(parser.get_error()).strip()
+        self._parsers[prefix] = parser
+        if len(self._parsers) > PARSERS:
+            self._parsers.popitem(last=False)
+        return parser
+
+    def _ended(self, prefix: Prefix) -> bool:
+        return bool(prefix) and prefix[-1] in self.end_ids
+
+    def _prefix(self, state: Hashable) -> Prefix:
+        if not isinstance(state, tuple):
+            raise ConstraintError(f"{state!r} is no state of {self.name}")
+        return state
+
+
+def tokenizer(lm: LM, end_ids: frozenset[int]) -> Any:
+    """llguidance's view of a model's tokens, each as the bytes that it writes."""
+    library = _library()
+    if lm.tokenizer is None:
+        raise ValueError(f"a grammar needs a tokenizer, and {lm.name} has none")
+    tokens = TokenBytes(lm, end_ids)
+    return library.LLTokenizer(library.TokenizerWrapper(tokens), n_vocab=lm.vocab_size, eos_token=tokens.ends)
+
+
+def shown(text: Any, most: int = 120) -> str:
+    """A grammar as it is named in an error."""
+    short = json.dumps(text) if isinstance(text, Mapping) else repr(text)
+    return short if len(short) <= most else short[: most - 4] + " ..."
+
+
+def _kept(kept: OrderedDict[Any, Any], key: Any, make: Callable[[], T]) -> T:
+    if key not in kept:
+        kept[key] = make()
+        if len(kept) > GRAMMARS:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    found: T = kept[key]
+    return found
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise CapabilityError('grammars need llguidance: pip install "segue[constrain]"') from None
+    return llguidance
