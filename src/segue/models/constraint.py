@@ -59,7 +59,9 @@ def constraint(settings: Settings, lm: LM, max_tokens: int) -> Constraint | None
 def spelling(text: str, lm: LM) -> list[int]:
     """The token ids with which a text is written in the middle of another. ValueError where that cannot be done."""
     if lm.tokenizer is None:
-        raise ValueError(f"choices need a tokenizer, and {lm.name} has none: give constraint=Trie(...) over token ids")
+        raise ValueError(
+            f"{text!r} needs a tokenizer to be tokens, and {lm.name} has none: give token ids (for choices constraint=Trie(...))"
+        )
     for anchor in ANCHORS:
         before, whole = lm.encode(anchor, special=False), lm.encode(anchor + text, special=False)
         rest = whole[len(before) :]
@@ -68,7 +70,7 @@ def spelling(text: str, lm: LM) -> list[int]:
     alone = lm.encode(text, special=False)
     if alone and lm.decode(alone) == text:
         return alone
-    raise ValueError(f"the tokenizer of {lm.name} cannot write the choice {text!r} exactly: it gives {lm.decode(alone)!r}")
+    raise ValueError(f"the tokenizer of {lm.name} cannot write {text!r} exactly: it gives {lm.decode(alone)!r}")
 
 
 class Constraint:

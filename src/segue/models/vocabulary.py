@@ -50,7 +50,9 @@ def token_bytes(tokenizer: Any, name: str) -> tuple[dict[int, bytes], set[int]]:
         table = _byte_level()
         made = {i: bytes(table[c] for c in text) if set(text) <= table.keys() else text.encode()
                 for i, text in texts.items()}  # fmt: skip
-    elif {"Metaspace", "ByteFallback"} & kinds or ("Replace" in kinds and any(t.startswith(SPACE) for t in texts.values())):
+    elif {"Metaspace", "ByteFallback"} & kinds or (
+        "Replace" in kinds and any(t.startswith(SPACE) for t in texts.values())
+    ):
         fallback = "ByteFallback" in kinds
         made = {i: _sentencepiece(text, fallback) for i, text in texts.items()}
     else:

@@ -19,17 +19,17 @@ class Phrases(Table):
 
     def __init__(self, vocab_size: int, end_ids: Collection[int], phrases: Sequences) -> None:
         super().__init__(vocab_size, end_ids)
-        self._phrases = list(dict.fromkeys(p for p in self._sequences(phrases, "the phrase") if p))
-        self._all = (1 << len(self._phrases)) - 1
-        self._matcher = Matcher(self._phrases)
+        self.phrases = list(dict.fromkeys(p for p in self._sequences(phrases, "the phrase") if p))
+        self._all = (1 << len(self.phrases)) - 1
+        self._matcher = Matcher(self.phrases)
         # Phrases that a node is a prefix of.
         self._begun = [0] * len(self._matcher.children)
-        for number, phrase in enumerate(self._phrases):
+        for number, phrase in enumerate(self.phrases):
             node = 0
             for token in phrase:
                 node = self._matcher.children[node][token]
                 self._begun[node] |= 1 << number
-        small = (1 << len(self._phrases)) * len(self._begun) <= MOST
+        small = (1 << len(self.phrases)) * len(self._begun) <= MOST
         self._exact = distances(self.start(), self._neighbours, self.accepts, MOST) if small else None
 
     def start(self) -> tuple[int, int]:
@@ -53,12 +53,12 @@ class Phrases(Table):
         if self._exact is not None:
             return self._exact.get(state, NEVER)
         met, node = self._parts(state)
-        unmet = sum(len(p) for i, p in enumerate(self._phrases) if not met >> i & 1)
+        unmet = sum(len(p) for i, p in enumerate(self.phrases) if not met >> i & 1)
         return unmet - self._under_way(met, node)
 
     def met(self, state: State) -> int:
         met, node = self._parts(state)
-        done = sum(len(p) for i, p in enumerate(self._phrases) if met >> i & 1)
+        done = sum(len(p) for i, p in enumerate(self.phrases) if met >> i & 1)
         return done + self._under_way(met, node)
 
     def _under_way(self, met: int, node: int) -> int:
