@@ -44,7 +44,7 @@ HERE = Path(__file__).parent
 WORK = Path(tempfile.gettempdir()) / "segue-tree-ordering"
 RESULTS, JOURNAL = HERE / "results.json", WORK / "journal.jsonl"
 PARAPHRASES = HERE.parents[1] / "tests" / "data" / "paraphrases.jsonl"
-TOKENS, GRAM = 64, 5
+TOKENS, NODES, GRAM = 64, 12, 5
 DRAWN = (0.6, 1.0)
 TEMPERATURES = (0.0, *DRAWN)
 COPYING = ("summarisation", "retrieval")  # kinds of the suite whose prompts hold what the answers are about
@@ -58,9 +58,9 @@ class Study:
     def __init__(self) -> None:
         self.lm: Model = segue.model(dtype="float32")
         self.spec = suite("spec")
-        WORK.mkdir(exist_ok=True)
         files = sorted(Path(segue.__file__).parent.rglob("*.py"))
         self.source = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        (WORK / self.source[:12]).mkdir(parents=True, exist_ok=True)
         self.known: dict[str, Any] = {}
         for line in JOURNAL.read_text().splitlines() if JOURNAL.exists() else []:
             with contextlib.suppress(ValueError):  # a line that was cut short
@@ -103,72 +103,61 @@ class Study:
         return found
 
 
-def recursive(study: Study) -> dict[str, Table]:
+def recursive(study: Study) -> dict[str, Any]:
     """Siblings without replacement, and whole sequences without, against siblings with replacement."""
-    tables = {}
-    for nodes, shapes, beams in ((12, ("4,1,1", "3,3"), ((4, 3),)), (20, ("4,2,1",), ((5, 4), (4, 5)))):
-        arms, claims = [], []
-        for shape in shapes:
-            arms += [
-                Arm(f"with replacement {shape}", MultiCandidate(candidates=shape, replacement=True)),
-                Arm(f"without replacement {shape}", MultiCandidate(candidates=shape)),
-                Arm(f"RSD-C {shape}", Recursive(branches=shape)),
-            ]
-            claims += [
-                (f"RSD-C {shape}", f"with replacement {shape}"),
-                (f"RSD-C {shape}", f"without replacement {shape}"),
-            ]
-        for width, depth in beams:
-            arms.append(Arm(f"RSD-S {width}x{depth}", Recursive(mode="beam", width=width, depth=depth)))
-            claims += [
-                (arms[-1].name, f"{start} {shape}") for shape in shapes for start in ("with replacement", "RSD-C")
-            ]
-        arms.append(Arm(f"chain {nodes}", DraftModel(gamma=nodes)))
-        claims += [(arm.name, arms[-1].name) for arm in arms if arm.name.startswith("RSD")]
-        tables[f"{nodes} nodes"] = study.table(
-            f"recursive, {nodes} nodes", study.prompts(2), arms, claims, temperatures=DRAWN, reach=20, seeds=2
-        )
-    return tables
+    arms, claims = [], []
+    for shape in ("4,1,1", "3,3"):
+        arms += [
+            Arm(f"with replacement {shape}", MultiCandidate(candidates=shape, replacement=True)),
+            Arm(f"without replacement {shape}", MultiCandidate(candidates=shape)),
+            Arm(f"RSD-C {shape}", Recursive(branches=shape)),
+        ]
+        claims += [(f"RSD-C {shape}", f"{how} replacement {shape}") for how in ("with", "without")]
+    arms += [Arm("RSD-S 4x3", Recursive(mode="beam", width=4, depth=3)), Arm("chain 12", DraftModel(gamma=NODES))]
+    claims += [("RSD-S 4x3", arm.name) for arm in arms if arm.name != "RSD-S 4x3"]
+    claims += [(f"RSD-C {shape}", "chain 12") for shape in ("4,1,1", "3,3")]
+    table = study.table("recursive", study.prompts(2), arms, claims, temperatures=DRAWN, reach=20, seeds=2)
+    return {f"{NODES} nodes": table}
 
 
 def dynamic(study: Study) -> dict[str, Any]:
     """Trees that follow the draft's confidence against trees of one shape and as many nodes."""
     tables: dict[str, Any] = {}
     evaluated, others = study.prompts(3), study.prompts()[1::12]  # without a prompt in common
-    for nodes, shapes, (width, depth) in (
-        (12, ("4,1,1", "2,1,1,1,1,1"), (4, 3)),
-        (24, ("4,1,1,1,1,1", "2" + ",1" * 11), (4, 6)),
-    ):
-        for temperature in TEMPERATURES:
-            theta = fitted(study, nodes, temperature, others)
-            fixed = [
-                *(Arm(f"fixed {shape}", MultiCandidate(candidates=shape)) for shape in shapes),
-                Arm(f"beam {width}x{depth}", Recursive(mode="beam", width=width, depth=depth)),
-                Arm(f"chain {nodes}", DraftModel(gamma=nodes)),
-            ]
-            moving = [
-                Arm("dyspec heap", Dyspec(nodes=nodes)),
-                Arm("dyspec layer-wise", Dyspec(nodes=nodes, layerwise=True)),
-                Arm("dyspec layer-wise, theta fitted", Dyspec(nodes=8 * nodes, layerwise=True, theta=theta)),
-            ]
-            claims = [(ours.name, theirs.name) for ours in moving for theirs in fixed]
-            title = f"dynamic, {nodes} nodes, temperature {temperature:g}"
-            tables[f"{nodes} nodes, temperature {temperature:g}"] = study.table(
-                title, evaluated, moving + fixed, claims, temperatures=(temperature,), reach=24
-            )
+    for temperature in TEMPERATURES:
+        theta = fitted(study, temperature, others)
+        fixed = [
+            *(Arm(f"fixed {shape}", MultiCandidate(candidates=shape)) for shape in ("4,1,1", "2,1,1,1,1,1")),
+            Arm("beam 4x3", Recursive(mode="beam", width=4, depth=3)),
+            Arm("chain 12", DraftModel(gamma=NODES)),
+        ]
+        moving = [
+            Arm("dyspec heap", Dyspec(nodes=NODES)),
+            Arm("dyspec layer-wise", Dyspec(nodes=NODES, layerwise=True)),
+            Arm("dyspec layer-wise, theta fitted", Dyspec(nodes=8 * NODES, layerwise=True, theta=theta)),
+        ]
+        claims = [(ours.name, theirs.name) for ours in moving for theirs in fixed]
+        tables[f"temperature {temperature:g}"] = study.table(
+            f"dynamic, temperature {temperature:g}",
+            evaluated,
+            moving + fixed,
+            claims,
+            temperatures=(temperature,),
+            reach=24,
+        )
     tables["confidence"] = confidence(study, evaluated)
     return tables
 
 
-def fitted(study: Study, nodes: int, temperature: float, prompts: list[list[int]]) -> float:
+def fitted(study: Study, temperature: float, prompts: list[list[int]]) -> float:
     """The threshold with which trees have so many nodes in the mean, found on prompts that are not evaluated."""
     low, high = 0.0, 1.0
     settings = Settings(max_tokens=TOKENS, temperature=temperature)
     for _ in range(8):
         theta = (low + high) / 2
-        method = Dyspec(nodes=8 * nodes, layerwise=True, theta=theta)
+        method = Dyspec(nodes=8 * NODES, layerwise=True, theta=theta)
         mean = count(study.lm.lm, method, prompts, settings, reach=24).mean()["nodes"]
-        low, high = (low, theta) if mean < nodes else (theta, high)
+        low, high = (low, theta) if mean < NODES else (theta, high)
     return round((low + high) / 2, 4)
 
 
@@ -204,10 +193,12 @@ def stores(study: Study) -> tuple[dict[str, str], dict[str, list[list[int]]], di
     rows = [json.loads(line) for line in PARAPHRASES.read_text().splitlines()]
     made = {}
     for kind in ("suffix", "dense"):
-        made[kind] = str(WORK / kind)
+        made[kind] = str(WORK / study.source[:12] / kind)
+        if Path(made[kind]).exists():
+            continue
         argv = ["index", "build", str(PARAPHRASES), "-o", made[kind], "--kind", kind, "--respond", str(TOKENS)]
         with contextlib.redirect_stdout(io.StringIO()):
-            code = command([*argv, "--dtype", "float32", "--force"])
+            code = command([*argv, "--dtype", "float32"])
         if code:
             raise SystemExit(code)
     prompts = {
@@ -256,18 +247,14 @@ def fused(study: Study) -> dict[str, Any]:
         "paraphrases, rest": (prompts["paraphrases"], lambda nodes: Rest(index=made["suffix"], nodes=nodes)),
     }
     for title, (some, retrieval) in cases.items():
-        arms = [
-            Arm("model 12", Dyspec(nodes=12)),
-            Arm("retrieval 12", retrieval(12)),
-            Arm("retrieval 24", retrieval(24)),
-        ]
+        arms = [Arm("model 12", Dyspec(nodes=12)), Arm("retrieval 12", retrieval(12))]
         for own, more in ((6, 6), (8, 8)):
             method = Rasd(model=Dyspec(nodes=own), retrieval=retrieval(more), nodes=more)
             arms.append(Arm(f"fused {own}+{more}", method))
         arms.append(Arm("model 9", Dyspec(nodes=9)))
-        claims = [(f"fused {n}", o) for n in ("6+6", "8+8") for o in ("model 12", "retrieval 12", "retrieval 24")]
+        claims = [(f"fused {n}", o) for n in ("6+6", "8+8") for o in ("model 12", "retrieval 12")]
         claims.append(("fused 6+6", "model 9"))
-        tables[title] = study.table(f"fused, {title}", some, arms, claims, reach=24)
+        tables[title] = study.table(f"fused, {title}", some, arms, claims, temperatures=(0.0, 0.6), reach=24)
     return tables
 
 
