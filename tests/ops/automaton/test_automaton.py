@@ -30,7 +30,7 @@ from segue.ops.automaton import phrases as phrases_module
 V = 4  # tokens 0 to 2, and 3, which ends the text
 END = 3
 ENDS = frozenset([END])
-LONGEST = 5
+LONGEST = 4
 TEXTS = [text for n in range(LONGEST + 1) for text in itertools.product(range(END), repeat=n)]
 Language = Callable[[tuple[int, ...]], bool]
 
