@@ -25,7 +25,8 @@ from segue.models.grammar import grammar, source
 from segue.models.transformers.load import wrap
 from tests.models.llamacpp.vocabularies import KINDS, make
 
-SCHEMAS = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "json_schemas.jsonl").open()]
+DATA = Path(__file__).parents[1] / "data" / "json_schemas.jsonl"
+SCHEMAS = [json.loads(line) for line in DATA.read_text().splitlines()]
 PERSON = {
     "type": "object",
     "properties": {"kind": {"enum": ["cat", "dog"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99},
@@ -84,7 +85,11 @@ def test_json_of_the_test_suite_is_valid(model: Model) -> None:
         else:
             assert out.finish_reason in ("stop", "length")
             checker = jsonschema.Draft202012Validator(schema)
-            assert checker.is_valid(json.loads(out.text)), (schema, out.text)
+            try:
+                assert checker.is_valid(json.loads(out.text)), (schema, out.text)
+            except re.error:  # jsonschema reads patterns as Python does
+                assert r"\\p{" in json.dumps(schema)
+                continue
             valid += 1
     print(f"{valid} valid, {refused} refused, {unfinished} unfinished of {len(SCHEMAS)}")
     assert valid >= 100
@@ -186,7 +191,7 @@ def test_special_and_missing_tokens_are_no_text() -> None:
     ends = lm.lm.eos_ids
     assert not mask[len(tokenizer) :].any()
     assert [t for t in tokenizer.all_special_ids if mask[t]] == sorted(ends)
-    assert int(mask.sum()) >= len(tokenizer) - len(tokenizer.all_special_ids) - 10
+    assert int(mask.sum()) >= len(tokenizer) * 0.9  # all but the bytes in the middle of a character
 
 
 @pytest.mark.parametrize(
@@ -197,7 +202,7 @@ def test_special_and_missing_tokens_are_no_text() -> None:
         ({"json_schema": "{"}, "json_schema='{' is not JSON"),
         ({"json_schema": False}, "no text satisfies false"),
         ({"json_schema": "3"}, "a schema is an object"),
-        ({"regex": "a(b"}, "regex='a\\(b' cannot be followed: .*unclosed group"),
+        ({"regex": "a(b"}, "regex='a\\(b' cannot be followed: (.|\\n)*unclosed group"),
         ({"grammar": "start: foo"}, 'cannot be followed: .*unknown name: "foo"'),
         ({"regex": "a", "choices": ["a"]}, "regex and choices are 2 constraints"),
         ({"regex": "a", "stop": ["x"]}, "stop=.* cannot be combined with regex"),
