@@ -34,7 +34,16 @@ PERSON = {
     "required": ["kind", "age", "tags"],
     "additionalProperties": False,
 }  # fmt: skip
-METHODS = ["plain", "prompt_lookup", "token_recycling", "lookahead", "draft_model", "recursive", "staged", "multi_candidate"]
+METHODS = [
+    "plain",
+    "prompt_lookup",
+    "token_recycling",
+    "lookahead",
+    "draft_model",
+    "recursive",
+    "staged",
+    "multi_candidate",
+]
 
 
 def tiny(tokenizer: Any, padding: int = 5, seed: int = 0) -> tuple[Model, Any]:
@@ -146,7 +155,11 @@ def test_greedy_text_is_that_of_transformers_with_the_same_masks(kind: str, name
 def test_every_kind_of_draft_gives_the_text_of_plain_decoding(model: Model, method: str) -> None:
     drafts = {"a draft model": lambda lm: {"draft": tiny(lm.tokenizer, seed=1)[0].lm}}
     made = build(load(method), model.lm, drafts)
-    for settings in ({"json_schema": PERSON}, {"regex": "([a-c]{3} ){2,9}x"}, {"choices": ["one two", "one three", "four"]}):
+    for settings in (
+        {"json_schema": PERSON},
+        {"regex": "([a-c]{3} ){2,9}x"},
+        {"choices": ["one two", "one three", "four"]},
+    ):
         prompts = ["one two one two one", '{"kind":"cat","age":12,"tags":["a"]}\n']
         expected = [model.generate(p, "plain", max_tokens=50, **settings).tokens for p in prompts]
         assert [a.tokens for a in model.generate(prompts, made, max_tokens=50, **settings)] == expected

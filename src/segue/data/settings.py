@@ -118,7 +118,9 @@ class Settings:
             value = getattr(self, name)
             _check(name, value, value is None or (isinstance(value, str) and value != ""), "a text")
         schema = self.json_schema
-        _check("json_schema", schema, schema is None or isinstance(schema, str | Mapping | bool), "a schema, or its JSON")
+        _check(
+            "json_schema", schema, schema is None or isinstance(schema, str | Mapping | bool), "a schema, or its JSON"
+        )
         try:
             schema = json.loads(schema) if isinstance(schema, str) else schema
             json.dumps(None if isinstance(schema, Mapping) and not isinstance(schema, dict) else schema)

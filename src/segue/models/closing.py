@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-CLOSERS = '"}]),:;>.-_ 0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\n({[<+*/=|&!?@#$%^~\\\''
+CLOSERS = "\"}]),:;>.-_ 0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\n({[<+*/=|&!?@#$%^~\\'"
 STEPS = 100  # states tried in one search
 
 

@@ -68,7 +68,9 @@ def spelling(text: str, lm: LM) -> list[int]:
     alone = lm.encode(text, special=False)
     if alone and lm.decode(alone) == text:
         return alone
-    raise ValueError(f"the tokenizer of {lm.name} cannot write the choice {text!r} exactly: it gives {lm.decode(alone)!r}")
+    raise ValueError(
+        f"the tokenizer of {lm.name} cannot write the choice {text!r} exactly: it gives {lm.decode(alone)!r}"
+    )
 
 
 class Constraint:

@@ -39,7 +39,10 @@ sequence = st.lists(token, min_size=1, max_size=4).map(tuple)
 sequences = st.lists(sequence, min_size=1, max_size=4)
 # Texts are so small that shrinking, which takes minutes, would tell no more.
 quick = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], phases=[Phase.explicit, Phase.generate]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.generate],
 )
 
 
