@@ -29,11 +29,13 @@ def _search(parser: Any, ids: list[int], ends: Callable[[Any], bool], most: int)
     path: list[int] = []
     levels = [_followers(parser, ids)]
     for _ in range(STEPS):
-        while levels and (step := next(levels[-1], None) if len(path) < most else None) is None:
-            levels.pop()
-            if path:
-                path.pop()
-        if not levels:
+        step = None
+        while levels and step is None:
+            step = next(levels[-1], None) if len(path) < most else None
+            if step is None:
+                levels.pop()
+                del path[-1:]
+        if step is None:
             return None
         token, after = step
         path.append(token)

@@ -39,8 +39,8 @@ class _Combined(Base):
 
 
 class Intersection(_Combined):
-    """Every part accepts the text. States are the tuples of the parts' states. Where the parts can list their moves and
-    the product is small, ways that lead nowhere are closed from the start; elsewhere they end in a dead end."""
+    """Every part accepts. States are the tuples of the parts' states. Where the parts can list their moves and the
+    product is small, ways that lead nowhere are closed from the start; elsewhere they end in a dead end."""
 
     def start(self) -> State:
         return tuple(part.start() for part in self.parts)
@@ -60,9 +60,7 @@ class Intersection(_Combined):
         return all(part.accepting(s) for part, s in zip(self.parts, self._listed(state), strict=True))
 
     def distance(self, state: State) -> int | None:
-        if self._exact is not None:
-            return self._exact.get(state, NEVER)
-        return None
+        return None if self._exact is None else self._exact.get(state, NEVER)
 
     def met(self, state: State) -> int:
         return sum(part.progress(s) for part, s in zip(self.parts, self._listed(state), strict=True))
@@ -82,9 +80,8 @@ class Intersection(_Combined):
 
     @cached_property
     def _exact(self) -> dict[State, int] | None:
-        if self.moves(self.start()) is None:
-            return None
-        return distances(self.start(), self._neighbours, self.accepts, MOST)
+        listed = self.moves(self.start()) is not None
+        return distances(self.start(), self._neighbours, self.accepts, MOST) if listed else None
 
     def _leads(self, state: State) -> bool:
         return self._exact is None or state in self._exact
