@@ -43,8 +43,8 @@ def test_what_cannot_be_is_one_line(call: Call, tiny: Path) -> None:
 
 def test_the_constraint_of_a_line_replaces_that_of_the_job(call: Call, tiny: Path, out: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
-    lines = [{"id": 1, "prompt": "a", "json_schema": SCHEMA}, {"id": 2, "prompt": "a"}, {"id": 3, "prompt": "a", "choices": ["k"]},
-             {"id": 4, "prompt": "a", "regex": "("}]  # fmt: skip
+    own = [{"json_schema": SCHEMA}, {}, {"choices": ["k"]}, {"regex": "("}]
+    lines = [{"id": number, "prompt": "a", **line} for number, line in enumerate(own, start=1)]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert call("run", source, "-o", out, "-m", tiny, "--regex", "[0-9]{2}").code == 1
     answers = {a["id"]: a for a in map(json.loads, out.read_text().splitlines())}

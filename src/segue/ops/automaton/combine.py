@@ -30,8 +30,7 @@ class _Combined(Base):
         self.parts = parts
 
     def _listed(self, state: State) -> tuple[State | None, ...]:
-        assert isinstance(state, tuple)
-        return state
+        return state  # type: ignore[return-value]
 
     def _part_moves(self, number: int, state: State) -> Moves | None:
         part = self.parts[number]
@@ -50,8 +49,7 @@ class Intersection(_Combined):
         return None if None in after or not self._leads(after) else after
 
     def mask(self, state: State) -> Tensor:
-        moves = self.moves(state) if self._exact is not None else None
-        if moves is not None:
+        if self._exact is not None and (moves := self.moves(state)) is not None:
             return self._spread(moves, self._leads)
         masks = [part.allowed(s) for part, s in zip(self.parts, self._listed(state), strict=True)]
         return reduce(torch.logical_and, masks[1:], masks[0].clone())
@@ -141,7 +139,7 @@ class Concatenation(_Combined):
     def mask(self, state: State) -> Tensor:
         masks = [self.parts[i].allowed(s) for i, s in self._ways(state)]
         found = reduce(torch.logical_or, masks, torch.zeros(self.vocab_size, dtype=torch.bool))
-        # A cut whose rest can never be written is no way on.
+        # Ways that can never be finished are none.
         for token in found.nonzero()[:, 0].tolist() if self._may_fail else []:
             found[token] = self.next(state, token) is not None
         return found
@@ -178,8 +176,7 @@ class Concatenation(_Combined):
         return any(part.shortest(part.start()) == NEVER for part in self.parts)
 
     def _ways(self, state: State) -> frozenset[tuple[int, State]]:
-        assert isinstance(state, frozenset)
-        return state
+        return state  # type: ignore[return-value]
 
     def _closed(self, ways: set[tuple[int, State]]) -> frozenset[tuple[int, State]]:
         """With the next part's start where a part may end; without ways that are known to lead nowhere."""
