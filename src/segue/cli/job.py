@@ -21,6 +21,8 @@ from segue.data import Completion
 from segue.models.engine import Engine
 from segue.models.lm import LM
 
+CONSTRAINTS = {"json_schema", "regex", "grammar", "choices"}
+
 
 @dataclass
 class Planner:
@@ -47,7 +49,10 @@ class Planner:
             if meant is not None:
                 raise ValueError(f"there is no {key!r}: did you mean {meant}?")
         own = {name: body[name] for name in tasks.setting_names() if name in body}
-        settings = make_settings(**{**self.settings, **own})
+        inherited = dict(self.settings)
+        if CONSTRAINTS & own.keys():  # a text has one constraint: the line's
+            inherited = {name: value for name, value in inherited.items() if name not in CONSTRAINTS}
+        settings = make_settings(**{**inherited, **own})
         if ("prompt" in body) == ("messages" in body):
             raise ValueError('a line has either "prompt" or "messages"')
         prompt = body.get("prompt")

@@ -27,7 +27,11 @@ FORMS: dict[str, Any] = {
     "tuple[str, ...]": list[str] | None,
     "tuple[int, ...]": list[int] | None,
     "Mapping[int, float]": list[str] | None,
+    "str | None": str | None,
+    "str | Mapping[str, Any] | bool | None": str | None,
 }
+NO_FLAGS = ("Automaton | None",)  # only Python can make one
+FILES = ("json_schema", "grammar")  # their texts may lie in a file
 
 
 @functools.cache
@@ -44,7 +48,9 @@ def fields() -> tuple[Field, ...]:
             made = isinstance(statement.value, ast.Call)
             default = None if made else ast.literal_eval(statement.value)
             comment = lines[statement.lineno - 1].partition("  # ")[2]
-            found.append(Field(statement.target.id, ast.unparse(statement.annotation), default, comment))
+            kind = ast.unparse(statement.annotation)
+            if kind not in NO_FLAGS:
+                found.append(Field(statement.target.id, kind, default, comment))
     return tuple(found)
 
 
@@ -66,7 +72,9 @@ def _flag(field: Field) -> inspect.Parameter:
     name = "--" + field.name.replace("_", "-")
     repeatable = FORMS[field.type] in (list[str] | None, list[int] | None)
     help_text = field.comment + ("; repeatable" if repeatable else "")
+    help_text += "; a file, or its text" if field.name in FILES else ""
     metavar = {"Mapping[int, float]": "ID=BIAS", "tuple[str, ...]": "TEXT", "tuple[int, ...]": "ID"}.get(field.type)
+    metavar = "FILE|TEXT" if field.name in FILES else metavar
     default = str(field.default) if isinstance(field.default, int | float) and field.type != "bool" else False
     option = typer.Option(name, help=help_text, show_default=default, metavar=metavar, rich_help_panel=PANEL)
     return inspect.Parameter(
@@ -75,6 +83,8 @@ def _flag(field: Field) -> inspect.Parameter:
 
 
 def _value(field: Field, value: Any) -> Any:
+    if value is not None and field.name in FILES:
+        return _text(value)
     if value is None or not field.type.startswith("Mapping"):
         return value
     pairs = {}
@@ -85,3 +95,15 @@ def _value(field: Field, value: Any) -> Any:
         except ValueError:
             raise ValueError(f"--{field.name.replace('_', '-')} {item!r} is not ID=BIAS, e.g. 42=-5") from None
     return pairs
+
+
+def _text(value: str) -> str:
+    """What a file says, where the value names one (behind an @, or as it is), else the value."""
+    from segue.cli.flags import read_text
+
+    if value.startswith("@"):
+        return read_text(Path(value[1:]))
+    try:
+        return read_text(Path(value)) if Path(value).is_file() else value
+    except (OSError, ValueError):  # too long for the name of a file
+        return value

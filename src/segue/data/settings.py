@@ -104,7 +104,8 @@ class Settings:
     @property
     def unconstrained(self) -> Settings:
         """The same request, for a text that may be anything."""
-        return replace(self, **dict.fromkeys(CONSTRAINTS), choices=()) if self.constrained else self
+        none: dict[str, Any] = dict.fromkeys(CONSTRAINTS)
+        return replace(self, **none, choices=()) if self.constrained else self
 
     @property
     def _constraints(self) -> list[str]:
@@ -134,8 +135,8 @@ class Settings:
         for name in ("stop", "ignore_eos"):
             if given and getattr(self, name):
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} cannot be combined with {given[0]}: the text would be cut, or go on "
-                    f"behind its end, and no longer satisfy it; leave {name} out"
+                    f"{name}={getattr(self, name)!r} cannot be combined with {given[0]}: the text would be cut, or go "
+                    f"on behind its end, and no longer satisfy it; leave {name} out"
                 )
 
     @classmethod

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from segue.data import Settings
+from segue.data import Automaton, Settings
 from segue.laws.oracle import Oracle, TableOracle
 from segue.models.lm import LM
+from segue.ops.automaton import Avoid, Phrases, Substring, Trie
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def edges(lm: LM, oracle: Oracle, prompt: Sequence[int]) -> list[Edge]:
         Edge("log-probabilities", text, Settings(max_tokens=14, logprobs=2)),
         Edge("log-probabilities before penalties", text, Settings(max_tokens=8, logprobs=0, repetition_penalty=1.3)),
     ]
+    found += _constrained(lm, text, plain, late)
     if isinstance(oracle, TableOracle):
         penalties = Settings(max_tokens=14, presence_penalty=0.7, frequency_penalty=0.4)
         found.append(Edge("presence and frequency penalties", text, penalties))
@@ -69,3 +71,23 @@ def edges(lm: LM, oracle: Oracle, prompt: Sequence[int]) -> list[Edge]:
         found.append(Edge("context too short for the request", full[:-5], Settings(max_tokens=50)))
         found.append(Edge("room for one token", full[:-1], Settings(max_tokens=50)))
     return found
+
+
+def _constrained(lm: LM, text: list[int], plain: list[int], late: int) -> list[Edge]:
+    """Constraints that the model's own text keeps for a while and then breaks, within drafts that know of none."""
+    size, ends = lm.vocab_size, frozenset([late])
+    rare = [token for token in range(size) if token != late]
+    other = next((token for token in rare if token not in plain), rare[0])
+    own = [token for token in plain if token != late] or [other]
+    lists = [own[:3] + [other] * 3, own[:7], [*own[:7], other], own[:2] + own[:5]]
+    demanded = [(other,), tuple(own[1:3]) or (other,)]
+    source = (own * 9)[: len(own) + 8]
+    cases: list[tuple[str, frozenset[int], Automaton]] = [
+        ("a closed list", ends, Trie(size, ends, lists)),
+        ("a closed list without ends", frozenset(), Trie(size, (), lists)),
+        ("demanded phrases", ends, Phrases(size, ends, demanded)),
+        ("demanded phrases to the last token", frozenset(), Phrases(size, (), demanded)),
+        ("banned phrases", frozenset(), Avoid(size, (), [tuple(plain[2:5]), tuple(plain[-2:])])),
+        ("verbatim substrings", ends, Substring(size, ends, [source], 5, 9)),
+    ]
+    return [Edge(name, text, Settings(max_tokens=14, constraint=automaton), eos) for name, eos, automaton in cases]

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from segue.data import FinishReason, Settings
+from segue.data import Automaton, FinishReason, Settings
 from segue.laws.enumerate import Law
 from segue.models.lm import LM
 from segue.models.transformers.lm import TransformersLM
@@ -40,7 +40,8 @@ class Oracle(Protocol):
 
 def endings(lm: LM, settings: Settings) -> set[int]:
     """Tokens that end a text."""
-    return set(settings.stop_tokens) | (set() if settings.ignore_eos else set(lm.eos_ids))
+    own = set() if settings.constraint is None else set(settings.constraint.end_ids)
+    return own | set(settings.stop_tokens) | (set() if settings.ignore_eos else set(lm.eos_ids))
 
 
 def room(lm: LM, prompt: Sequence[int], settings: Settings) -> int:
@@ -77,8 +78,10 @@ class NetworkOracle:
         penalties, and its length limit is one for all: such requests are asked one by one all the same."""
         if settings.presence_penalty or settings.frequency_penalty or settings.bad_words or settings.stop:
             raise ValueError("transformers has no presence or frequency penalty, and this oracle no strings")
+        if settings.constrained and settings.constraint is None:
+            raise ValueError("this oracle reads no grammars: give constraint=... instead")
         limits = {self._limit([prompt], settings) for prompt in prompts}
-        alone = settings.repetition_penalty != 1 or settings.logit_bias or settings.min_tokens
+        alone = settings.repetition_penalty != 1 or settings.logit_bias or settings.min_tokens or settings.constrained
         if alone or self._lm.start_ids or len(limits) > 1:
             together = 1
         keys = [
@@ -139,6 +142,7 @@ class NetworkOracle:
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=self._lm.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._lm.device)
         ends, limit = self._ends(settings), self._limit(prompts, settings)
+        start = len(self._lm.start_ids) or width
         out = self._network.generate(
             ids,
             attention_mask=mask,  # without it transformers takes tokens that equal the padding id for padding
@@ -146,6 +150,7 @@ class NetworkOracle:
             max_new_tokens=limit,
             min_new_tokens=min(settings.min_tokens, limit) or None,
             repetition_penalty=settings.repetition_penalty,
+            logits_processor=[_Masked(settings, start)] if settings.constraint is not None else None,
             sequence_bias={(token,): bias for token, bias in settings.logit_bias.items()} or None,
             eos_token_id=ends or None,
             pad_token_id=0,
@@ -155,9 +160,8 @@ class NetworkOracle:
         )
         logits, scores = torch.stack(out.logits, 1), torch.stack(out.scores, 1)
         found = []
-        first = len(self._lm.start_ids) or width
-        for row, output in enumerate(out.sequences[:, first:].tolist()):
-            last = next((i for i, token in enumerate(output) if token in ends), None)
+        for row, output in enumerate(out.sequences[:, start:].tolist()):
+            last = next((i for i, t in enumerate(output) if t in ends or complete(settings, output[: i + 1])), None)
             tokens = output if last is None else output[: last + 1]
             reason: FinishReason = "length" if last is None else "stop"
             found.append(Answer(tokens, reason, logits[row, : len(tokens)], scores[row, : len(tokens)]))
@@ -189,7 +193,7 @@ class TableOracle:
             logits.append(self._lm.logits_after(ids).tolist())
             scores.append(self._scores(ids, len(prompt), settings))
             ids.append(scores[-1].index(max(scores[-1])))
-            if ids[-1] in ends:
+            if ids[-1] in ends or complete(settings, ids[len(prompt) :]):
                 reason = "stop"
                 break
         return Answer(ids[len(prompt) :], reason, torch.tensor(logits).double(), torch.tensor(scores).double())
@@ -206,7 +210,7 @@ class TableOracle:
             for token, chance in enumerate(p):
                 if chance > 0:
                     text = (*output, token)
-                    if token in ends or len(text) == limit:
+                    if token in ends or len(text) == limit or complete(settings, text):
                         finished[text] = weight * chance
                     else:
                         open_texts.append((text, weight * chance))
@@ -225,7 +229,66 @@ class TableOracle:
         if len(output) < settings.min_tokens:
             for token in {*self._lm.eos_ids, *settings.stop_tokens}:
                 scores[token] = -math.inf
+        if settings.constraint is not None:
+            allowed = followers(settings, output)
+            scores = [score if token in allowed else -math.inf for token, score in enumerate(scores)]
         return scores
+
+
+def complete(settings: Settings, output: Sequence[int]) -> bool:
+    """Whether nothing can follow a constrained text, where the constraint knows no token that ends it."""
+    automaton = settings.constraint
+    if automaton is None or automaton.end_ids:
+        return False
+    state: Hashable | None = automaton.start()
+    for token in output:
+        state = None if state is None else automaton.step(state, token)
+    return state is not None and all(automaton.step(state, token) is None for token in range(automaton.vocab_size))
+
+
+def followers(settings: Settings, output: Sequence[int]) -> set[int]:
+    """The tokens that a constraint lets follow, by trying out what can be written behind each of them. What is behind
+    an end is of no interest: anything may follow."""
+    automaton = settings.constraint
+    assert automaton is not None
+    state = automaton.start()
+    for token in output:
+        after = automaton.step(state, token)
+        if after is None:
+            return set(range(automaton.vocab_size))
+        state = after
+    left = settings.max_tokens - len(output) - 1
+    found = set()
+    known: dict[tuple[Hashable, int], bool] = {}
+    for token in range(automaton.vocab_size):
+        after = automaton.step(state, token)
+        if after is not None and _completable(automaton, after, left, known):
+            found.add(token)
+    return found or set(range(automaton.vocab_size))
+
+
+def _completable(automaton: Automaton, state: Hashable, left: int, known: dict[tuple[Hashable, int], bool]) -> bool:
+    """Whether a text is accepted with at most so many tokens more, by a search through all of them."""
+    key = state, left
+    if key not in known:
+        known[key] = automaton.accepting(state)
+        if not known[key] and left > 0:
+            steps = (automaton.step(state, token) for token in range(automaton.vocab_size))
+            known[key] = any(s is not None and _completable(automaton, s, left - 1, known) for s in set(steps))
+    return known[key]
+
+
+class _Masked(LogitsProcessor):  # type: ignore[misc]
+    """A constraint for transformers, whose generate goes token by token: no draft, nothing to take back."""
+
+    def __init__(self, settings: Settings, start: int) -> None:
+        self.settings = settings
+        self.start = start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        allowed = torch.zeros(scores.shape[-1], dtype=torch.bool)
+        allowed[list(followers(self.settings, input_ids[0, self.start :].tolist()))] = True
+        return scores.masked_fill(~allowed, -math.inf)
 
 
 def warped(scores: list[float], settings: Settings) -> list[float]:

@@ -22,6 +22,7 @@ from segue.laws.same_tokens import Compared, same_tokens
 from segue.laws.worlds import World, neighbour
 from segue.models.lm import LM
 from segue.models.method import Method
+from segue.ops.automaton import Avoid, Phrases
 
 # What a need on a card is met with, given the target: the values of the fields that name it.
 Companions = Mapping[str, Callable[[LM], dict[str, Any]]]
@@ -127,12 +128,20 @@ def _same_tokens(method: Method, world: World) -> Compared:
 
 def _same_distribution(method: Method, world: World) -> list[Any]:
     seen = []
-    for settings in SAMPLED:
+    for settings in (*SAMPLED, *_constrained(world.lm)):
         seen += as_far_as(BRANCHES, method, world.lm, world.prompts[-1], settings)
     tested = any(s.accepting for s in seen) and any(s.refusing for s in seen)
     if isinstance(method, Speculative) and not tested:
         raise LawBroken(f"no branch of {method} kept (or none refused) a drafted token: nothing was put to the test")
     return seen
+
+
+def _constrained(lm: LM) -> list[Settings]:
+    """Samples of texts with a phrase, and of texts without one."""
+    ordinary = [token for token in range(lm.vocab_size) if token not in lm.eos_ids]
+    demanded = Phrases(lm.vocab_size, lm.eos_ids, [(ordinary[1], ordinary[0])])
+    banned = Avoid(lm.vocab_size, lm.eos_ids, [(ordinary[0], ordinary[0]), (ordinary[1],) * 3])
+    return [Settings(temperature=1.0, constraint=demanded), Settings(temperature=0.8, top_k=2, constraint=banned)]
 
 
 def _exact(promise: Limit) -> dict[str, Any]:

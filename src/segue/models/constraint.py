@@ -173,9 +173,8 @@ class Constraint:
         trouble = getattr(self.automaton, "trouble", "")
         if state is not None and not trouble and bool(self.automaton.allowed(state).any()):
             trouble = "what it allows, other settings forbid (min_tokens, bad_words) or the method did not keep to"
-        return ConstraintError(
-            f"{self.name} allows no token here{f' ({trouble})' if trouble else ''}; the text so far: {self._text(output)}"
-        )
+        why = f" ({trouble})" if trouble else ""
+        return ConstraintError(f"{self.name} allows no token here{why}; the text so far: {self._text(output)}")
 
     def _text(self, output: tuple[int, ...]) -> str:
         return repr(self._lm.decode(output)) if self._lm.tokenizer is not None else f"tokens {list(output)}"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from segue.data import CapabilityError, ConstraintError
+from segue.models.closing import closers, way_out
 from segue.models.lm import LM
 from segue.models.vocabulary import TokenBytes
 
@@ -23,6 +24,8 @@ T = TypeVar("T")
 Prefix = tuple[int, ...]
 PARSERS = 512  # parsers kept per grammar
 MASKS = 64  # masks kept per grammar
+CLOSING = 40  # tokens before the last one in which a way to the end is looked for
+SLACK = 2  # tokens that may be left over when it is taken
 GRAMMARS = 32  # compiled grammars kept per model
 # White space between the parts of JSON is a loop without an end; a schema's own "x-guidance" overrules this.
 COMPACT = {"whitespace_flexible": False}
@@ -52,15 +55,18 @@ def grammar(lm: LM, kind: str, text: Any, end_ids: Collection[int]) -> Grammar:
     kept: OrderedDict[Any, Any] = lm.compiled
     form = source(kind, text)
     ends = frozenset(end_ids)
-    reader = _kept(kept, ("tokenizer", ends), lambda: tokenizer(lm, ends))
-    return _kept(kept, (form, ends), lambda: Grammar(reader, form, lm.vocab_size, ends, f"{kind}={shown(text)}"))
+    reader, ids = _kept(kept, ("tokenizer", ends), lambda: tokenizer(lm, ends))
+    return _kept(kept, (form, ends), lambda: Grammar(reader, form, lm.vocab_size, ends, f"{kind}={shown(text)}", ids))
 
 
 class Grammar:
     """An `Automaton`. Its texts are compared byte for byte, in whatever tokens they are written."""
 
-    def __init__(self, reader: Any, form: str, vocab_size: int, end_ids: Collection[int], name: str) -> None:
-        """`reader`: llguidance's tokenizer; `form`: from `source`; `vocab_size` may be larger than the tokenizer's."""
+    def __init__(
+        self, reader: Any, form: str, vocab_size: int, end_ids: Collection[int], name: str, ids: list[int]
+    ) -> None:
+        """`reader`: llguidance's tokenizer; `form`: from `source`; `vocab_size` may be larger than the tokenizer's;
+        `ids`: the tokens of `closers`."""
         self.vocab_size = vocab_size
         self.end_ids = frozenset(end_ids)
         self.name = name
@@ -69,6 +75,8 @@ class Grammar:
         if matcher.is_error():
             raise ValueError(f"{name} cannot be followed: {matcher.get_error().strip()}")
         self._root = matcher
+        self._closers = ids
+        self._ways: OrderedDict[tuple[Prefix, int], tuple[int, ...] | None] = OrderedDict()
         self._foreign = sorted(set(reader.eos_tokens) - self.end_ids)  # it ends texts that the model does not end
         self._parsers: OrderedDict[Prefix, Any] = OrderedDict()
         self._masks: OrderedDict[Prefix, Tensor] = OrderedDict()
@@ -103,14 +111,31 @@ class Grammar:
         prefix = self._prefix(state)
         if self._ended(prefix):
             return True
-        parser = self._parser(prefix)
-        return bool(parser.is_accepting() and not parser.is_error())
+        return _accepts(self._parser(prefix))
 
     def progress(self, state: Hashable) -> int:
         return len(self._prefix(state))
 
     def shortest(self, state: Hashable) -> int | None:
         return 0 if self._ended(self._prefix(state)) else None
+
+    def within(self, state: Hashable, budget: int) -> Tensor:
+        """(V,) bool: what is allowed; but where the tokens left are just enough for a way to the end that was found,
+        only that way. A text may still not end in time: where no way is found, or a token took one away."""
+        mask, prefix = self.allowed(state), self._prefix(state)
+        if not self.end_ids or not 0 < budget <= CLOSING or self._ended(prefix):
+            return mask
+        key = prefix, budget
+        if key not in self._ways:
+            self._ways[key] = way_out(self._parser(prefix), self._closers, _accepts, budget)
+            if len(self._ways) > PARSERS:
+                self._ways.popitem(last=False)
+        way = self._ways[key]
+        if way is None or len(way) + SLACK < budget:
+            return mask
+        only = torch.zeros_like(mask)
+        only[list(way[:1]) or sorted(self.end_ids)] = True
+        return only
 
     def _mask(self, prefix: Prefix) -> Tensor:
         mask = torch.zeros(self.vocab_size, dtype=torch.bool)
@@ -152,13 +177,18 @@ class Grammar:
         return state
 
 
-def tokenizer(lm: LM, end_ids: frozenset[int]) -> Any:
-    """llguidance's view of a model's tokens, each as the bytes that it writes."""
+def tokenizer(lm: LM, end_ids: frozenset[int]) -> tuple[Any, list[int]]:
+    """llguidance's view of a model's tokens, each as the bytes that it writes; and the tokens of `closers`."""
     library = _library()
     if lm.tokenizer is None:
         raise ValueError(f"a grammar needs a tokenizer, and {lm.name} has none")
     tokens = TokenBytes(lm, end_ids)
-    return library.LLTokenizer(library.TokenizerWrapper(tokens), n_vocab=lm.vocab_size, eos_token=tokens.ends)
+    reader = library.LLTokenizer(library.TokenizerWrapper(tokens), n_vocab=len(tokens.tokens), eos_token=tokens.ends)
+    return reader, closers(tokens.tokens)
+
+
+def _accepts(parser: Any) -> bool:
+    return bool(parser.is_accepting() and not parser.is_error())
 
 
 def shown(text: Any, most: int = 120) -> str:

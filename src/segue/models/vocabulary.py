@@ -11,6 +11,7 @@ from segue.data import CapabilityError
 from segue.models.lm import LM
 
 SPACE = "\u2581"  # SentencePiece's sign for a space
+ANCHOR = "\x02"  # no text has it, and no token joins it to what follows
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -25,15 +26,37 @@ class TokenBytes:
         rows = max(lm.vocab_size, self.ends[-1] + 1)
         self.tokens = [found.get(i, b"") for i in range(rows)]
         self.special_token_ids = sorted({i for i in specials if i < rows} | set(self.ends))
+        special = set(self.special_token_ids)
+        self._numbers = {text: i for i, text in enumerate(self.tokens) if text and i not in special}
+        self._most = max(map(len, self._numbers), default=1)
         for number in self.special_token_ids:  # a name, so that it has one; it is no text
             self.tokens[number] = self.tokens[number] or f"<|{number}|>".encode()
         self.eos_token_id = self.ends[0]
         self.bos_token_id = None
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Token ids of a text, for the tokens that a grammar forces."""
-        whole = text.decode(errors="replace") if isinstance(text, bytes) else text
-        return self._lm.encode(whole, special=False)
+        """Token ids of a text that a grammar forces, as the model's own tokenizer writes it in the middle of another:
+        at the start some put a space in front. Where that cannot be had, the longest tokens that fit."""
+        data = text if isinstance(text, bytes) else text.encode()
+        try:
+            before, whole = (self._lm.encode(ANCHOR + part, special=False) for part in ("", data.decode()))
+        except ValueError:  # half a character
+            before, whole = [], []
+        rest = whole[len(before) :]
+        if whole[: len(before)] == before and b"".join(self.tokens[i] for i in rest) == data:
+            return rest
+        return self._longest(data)
+
+    def _longest(self, data: bytes) -> list[int]:
+        found, at = [], 0
+        while at < len(data):
+            ends = range(min(len(data), at + self._most), at, -1)
+            number = next((n for end in ends if (n := self._numbers.get(data[at:end])) is not None), None)
+            if number is None:  # no token writes this byte: llguidance finds out by itself
+                break
+            found.append(number)
+            at += len(self.tokens[number])
+        return found
 
 
 def token_bytes(tokenizer: Any, name: str) -> tuple[dict[int, bytes], set[int]]:
@@ -50,9 +73,7 @@ def token_bytes(tokenizer: Any, name: str) -> tuple[dict[int, bytes], set[int]]:
         table = _byte_level()
         made = {i: bytes(table[c] for c in text) if set(text) <= table.keys() else text.encode()
                 for i, text in texts.items()}  # fmt: skip
-    elif {"Metaspace", "ByteFallback"} & kinds or (
-        "Replace" in kinds and any(t.startswith(SPACE) for t in texts.values())
-    ):
+    elif {"Metaspace", "ByteFallback"} & kinds:
         fallback = "ByteFallback" in kinds
         made = {i: _sentencepiece(text, fallback) for i, text in texts.items()}
     else:

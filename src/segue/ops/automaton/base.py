@@ -40,6 +40,9 @@ class Base(ABC):
         self._ends = torch.tensor(sorted(self.end_ids), dtype=torch.long)
         self._ordinary_count = vocab_size - len(self.end_ids)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} over {self.vocab_size} tokens"
+
     @abstractmethod
     def start(self) -> State:
         """The state before the first token."""

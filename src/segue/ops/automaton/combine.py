@@ -30,8 +30,7 @@ class _Combined(Base):
         self.parts = parts
 
     def _listed(self, state: State) -> tuple[State | None, ...]:
-        assert isinstance(state, tuple)
-        return state
+        return state  # type: ignore[return-value]
 
     def _part_moves(self, number: int, state: State) -> Moves | None:
         part = self.parts[number]
@@ -39,8 +38,8 @@ class _Combined(Base):
 
 
 class Intersection(_Combined):
-    """Every part accepts the text. States are the tuples of the parts' states. Where the parts can list their moves and
-    the product is small, ways that lead nowhere are closed from the start; elsewhere they end in a dead end."""
+    """Every part accepts. States are the tuples of the parts' states. Where the parts can list their moves and the
+    product is small, ways that lead nowhere are closed from the start; elsewhere they end in a dead end."""
 
     def start(self) -> State:
         return tuple(part.start() for part in self.parts)
@@ -50,8 +49,7 @@ class Intersection(_Combined):
         return None if None in after or not self._leads(after) else after
 
     def mask(self, state: State) -> Tensor:
-        moves = self.moves(state) if self._exact is not None else None
-        if moves is not None:
+        if self._exact is not None and (moves := self.moves(state)) is not None:
             return self._spread(moves, self._leads)
         masks = [part.allowed(s) for part, s in zip(self.parts, self._listed(state), strict=True)]
         return reduce(torch.logical_and, masks[1:], masks[0].clone())
@@ -60,9 +58,7 @@ class Intersection(_Combined):
         return all(part.accepting(s) for part, s in zip(self.parts, self._listed(state), strict=True))
 
     def distance(self, state: State) -> int | None:
-        if self._exact is not None:
-            return self._exact.get(state, NEVER)
-        return None
+        return None if self._exact is None else self._exact.get(state, NEVER)
 
     def met(self, state: State) -> int:
         return sum(part.progress(s) for part, s in zip(self.parts, self._listed(state), strict=True))
@@ -82,9 +78,8 @@ class Intersection(_Combined):
 
     @cached_property
     def _exact(self) -> dict[State, int] | None:
-        if self.moves(self.start()) is None:
-            return None
-        return distances(self.start(), self._neighbours, self.accepts, MOST)
+        listed = self.moves(self.start()) is not None
+        return distances(self.start(), self._neighbours, self.accepts, MOST) if listed else None
 
     def _leads(self, state: State) -> bool:
         return self._exact is None or state in self._exact
@@ -144,7 +139,7 @@ class Concatenation(_Combined):
     def mask(self, state: State) -> Tensor:
         masks = [self.parts[i].allowed(s) for i, s in self._ways(state)]
         found = reduce(torch.logical_or, masks, torch.zeros(self.vocab_size, dtype=torch.bool))
-        # A cut whose rest can never be written is no way on.
+        # Ways that can never be finished are none.
         for token in found.nonzero()[:, 0].tolist() if self._may_fail else []:
             found[token] = self.next(state, token) is not None
         return found
@@ -181,8 +176,7 @@ class Concatenation(_Combined):
         return any(part.shortest(part.start()) == NEVER for part in self.parts)
 
     def _ways(self, state: State) -> frozenset[tuple[int, State]]:
-        assert isinstance(state, frozenset)
-        return state
+        return state  # type: ignore[return-value]
 
     def _closed(self, ways: set[tuple[int, State]]) -> frozenset[tuple[int, State]]:
         """With the next part's start where a part may end; without ways that are known to lead nowhere."""
