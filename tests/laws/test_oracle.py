@@ -5,7 +5,8 @@ import torch
 from transformers.generation import logits_process as hf
 
 from segue.data import Settings
-from segue.laws.oracle import NetworkOracle, TableOracle, warped
+from segue.laws.oracle import NetworkOracle, TableOracle
+from segue.laws.warped import warped
 from segue.laws.worlds import World, toy_world
 from segue.models.transformers.lm import TransformersLM
 

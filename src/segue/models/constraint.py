@@ -60,7 +60,8 @@ def spelling(text: str, lm: LM) -> list[int]:
     """The token ids with which a text is written in the middle of another. ValueError where that cannot be done."""
     if lm.tokenizer is None:
         raise ValueError(
-            f"{text!r} needs a tokenizer to be tokens, and {lm.name} has none: give token ids (for choices constraint=Trie(...))"
+            f"{text!r} needs a tokenizer to be tokens, and {lm.name} has none: give token ids (for choices "
+            "constraint=Trie(...))"
         )
     for anchor in ANCHORS:
         before, whole = lm.encode(anchor, special=False), lm.encode(anchor + text, special=False)

@@ -30,6 +30,7 @@ from segue.ops.automaton import Graph
 
 CALLS = 16  # questions to black boxes under way at a time
 _pool = ThreadPoolExecutor(CALLS, thread_name_prefix="segue-sketch")
+MOST_WORDS = 40  # of a sentence that is parsed
 TAGS = {
     "clause": "S SBAR SBARQ SINV SQ FRAG",
     "phrase": "ADJP ADVP CONJP INTJ LST NAC NP NX PP PRN PRT QP RRC UCP VP WHADJP WHADVP WHNP WHPP X",
@@ -56,7 +57,8 @@ class SketchGuided:
         ),
         exact=(SameTarget(target="sketch_guided"),),
         departs="instructions and examples are the caller's, in the prompt; an answer that cannot be completed fails, "
-        "where the paper falls back to the unconstrained one",
+        "where the paper falls back to the unconstrained one; trees have each word once and in order, where the "
+        "paper's grammar lets words repeat and nest without an end",
         check="constrained",
     )
 
@@ -70,7 +72,7 @@ class SketchGuided:
     beams: int = 1  # hypotheses of the local model; 1 is greedy
     entities: str = ""  # file with an entity a line: closed information extraction, with `relations`
     relations: str = ""  # file with a relation a line
-    sentence: str = ""  # a constituency tree over its words is written
+    sentence: str = ""  # a constituency tree over its words, in their order, is written
 
     def __post_init__(self) -> None:
         if self.url and self.sketch:
@@ -176,16 +178,29 @@ def triples(lm: LM, ends: set[int] | frozenset[int], entities: list[str], relati
 
 
 def tree_grammar(sentence: str) -> str:
-    """A Lark grammar of bracketed Penn trees whose leaves are words of the sentence."""
-    words = dict.fromkeys(sentence.split())
-    if not words:
-        raise ValueError(f"sentence={sentence!r} has no words")
-    rules = {kind: " | ".join(json.dumps(tag) for tag in tags.split()) for kind, tags in TAGS.items()}
-    leaves = " | ".join(json.dumps(word) for word in words)
-    return (
-        f'start: " "? node\nnode: "(" INNER " " child (" " child)* ")"\nchild: node | "(" TAG " " WORD ")"\n'
-        f"INNER: {rules['clause']} | {rules['phrase']}\nTAG: {rules['word']}\nWORD: {leaves}\n"
+    """A Lark grammar of bracketed Penn trees over the words of a sentence, each once and in its order. Its texts are
+    finite: a phrase with one child stands only above a single word or at the root. Rules grow with the cube of the
+    number of words."""
+    words = sentence.split()
+    if not 0 < len(words) <= MOST_WORDS:
+        raise ValueError(f"sentence={sentence!r} is not allowed: 1 to {MOST_WORDS} words, and it has {len(words)}")
+    count = len(words)
+    inner, tag = (
+        " | ".join(json.dumps(t) for kind in kinds for t in TAGS[kind].split())
+        for kinds in (("clause", "phrase"), ("word",))
     )
+    rules = [f"INNER: {inner}", f"TAG: {tag}"]
+    for i, word in enumerate(words):
+        rules.append(f'leaf{i}: "(" TAG " " {json.dumps(word)} ")"')
+        rules.append(f'item{i}x{i + 1}: leaf{i} | "(" INNER " " leaf{i} ")"')
+    for i in range(count):
+        for j in range(i + 2, count + 1):
+            rules.append(f"many{i}x{j}: " + " | ".join(f'item{i}x{k} " " some{k}x{j}' for k in range(i + 1, j)))
+            rules.append(f'item{i}x{j}: "(" INNER " " many{i}x{j} ")"')
+        for j in range(i + 1, count + 1):
+            rules.append(f"some{i}x{j}: item{i}x{j}" + (f" | many{i}x{j}" if j > i + 1 else ""))
+    rules.append(f'start: " "? "(" INNER " " some0x{count} ")"')
+    return "\n".join(rules) + "\n"
 
 
 def _lines(path: str) -> list[str]:

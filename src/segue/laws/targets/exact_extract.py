@@ -10,7 +10,8 @@ from segue.data import Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.edges import ending_at
 from segue.laws.enumerate import distribution, total_variation
-from segue.laws.oracle import NetworkOracle, TableOracle, softmax
+from segue.laws.oracle import NetworkOracle, TableOracle
+from segue.laws.warped import softmax
 from segue.laws.worlds import World
 
 CLOSE = 1e-3
