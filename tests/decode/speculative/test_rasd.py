@@ -52,6 +52,22 @@ def test_pruning_goes_by_the_drafts_rows() -> None:
     assert left == {(4,), (4, 5), (4, 5, 7), (6,), (6, 1), (4, 2)}
 
 
+def test_what_the_model_only_scores_is_neither_pruned_by_nor_fused_with() -> None:
+    """Lookahead's window may hold what retrieval found: that is still a proposal of its own."""
+    tree = DraftTree.root(0)
+    window = tree.add(0, 4, scored_only=True)
+    tree.rows = {window: torch.zeros(8).index_fill(0, torch.tensor([1]), 1.0)}
+    found = DraftTree.from_paths(0, [[4, 5, 6]])
+    assert paths_of(prune(found, tree, 1)) == {(4,), (4, 5), (4, 5, 6)}
+    tree.merge(found)
+    children = tree.children()
+    assert [tree.tokens[n] for n in children[0]] == [4]
+    world = network_world("gpt2")
+    method = Rasd(model=Lookahead(), retrieval=PromptLookup())
+    fused = same_tokens(method, world.lm, world.oracle, world.prompts, Settings(max_tokens=20))
+    assert fused.tokens > 120
+
+
 def test_one_source_alone_is_what_it_was() -> None:
     world = network_world("llama")
     draft = neighbour(world.lm)

@@ -88,9 +88,7 @@ class Rasd(Speculative):
 def prune(found: DraftTree, tree: DraftTree, top_k: int) -> DraftTree:
     """Retrieved continuations without the branches that the draft model does not expect, as far as it was asked."""
     likely = {node: set(row.topk(min(top_k, row.shape[-1])).indices.tolist()) for node, row in tree.rows.items()}
-    children: dict[tuple[int, int], int] = {}
-    for node in range(1, len(tree)):
-        children.setdefault((tree.parents[node], tree.tokens[node]), node)
+    children = tree.edges()
     along: dict[int, int | None] = {0: 0}  # retrieved node -> the model's node of the same path
     for node in range(1, len(found)):
         parent, token = found.parents[node], found.tokens[node]
