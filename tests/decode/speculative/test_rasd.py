@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import segue
-from segue.data import DraftTree, Settings
+from segue.data import DraftTree, Settings, Want
 from segue.decode.speculative.aded import Aded
+from segue.decode.speculative.base import Outcome
 from segue.decode.speculative.draft_model import DraftModel
 from segue.decode.speculative.lookahead import Lookahead
 from segue.decode.speculative.multi_candidate import MultiCandidate
@@ -122,6 +123,36 @@ def test_the_draft_model_drafts_from_the_text_when_retrieval_was_right(listen: L
         assert len(past) - same <= 2  # at most what it drafts right now
         replaced += len(tree) > 1 and bool(past)
     assert replaced > 0  # tokens of another drafter were read
+
+
+class Ear(TokenRecycling):
+    """Token recycling that says how many likeliest tokens it was shown."""
+
+    def observe(self, run: Any, state: Any, outcome: Outcome) -> None:
+        assert outcome.scores.topk is not None
+        assert outcome.scores.topk.shape[1] == self.width
+        super().observe(run, state, outcome)
+
+
+def test_every_drafter_sees_its_own_number_of_likeliest_tokens() -> None:
+    """Two matrices of unlike width in one round, as rasd and auto hold them; each is what it would be alone."""
+    world, settings = network_world("gpt2"), Settings(max_tokens=16)
+    both = Ear(width=2), Ear(width=5)
+    methods = [Rasd(model=a, retrieval=b) for a, b in (both, both[::-1])]
+    methods += [Rasd(model=Rasd(model=both[0], retrieval=PromptLookup()), retrieval=both[1])]
+    for method in (*methods, segue.method("auto", drafters=(TokenRecycling(width=2), Wide()))):
+        world.lm.reset_stores()
+        (answer,) = decode(world.lm, method, [world.prompts[1]], settings)
+        assert answer.tokens == world.oracle.answer(world.prompts[1], settings).tokens
+        matrix = world.lm.stores["token_recycling:2"]
+        assert matrix.shape[1] == 2
+        assert (matrix >= 0).any()
+
+
+class Wide(PromptLookup):
+    """Wants more likeliest tokens than anybody else."""
+
+    needs = Want(topk=7)
 
 
 class Zero(PromptLookup):

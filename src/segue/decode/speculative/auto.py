@@ -157,7 +157,7 @@ class Auto(Speculative):
         """What a round in which drafters were asked says about them and about the arm that it was."""
         tree, tokens = outcome.tree, len(outcome.path)
         for name, drafter in state.drafters.items():
-            drafter.observe(run, state.states[name], outcome)
+            drafter.observe(run, state.states[name], outcome.seen_by(drafter))
         if state.arm in state.planners:
             state.planners[state.arm].learn(tree, _tokens(outcome))
         predicted = state.price + run.step_seconds(len(tree)) + (run.lm.cost.overhead if drafted else 0.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from segue.data import DraftTree, Scores, Want
@@ -33,6 +33,13 @@ class Outcome:
     scores: Scores
     path: list[int]
     token: int
+
+    def seen_by(self, drafter: Speculative) -> Outcome:
+        """What one of several drafters asked for: likeliest tokens come as many as the one that wants most of them."""
+        top, width = self.scores.topk, drafter.needs.topk
+        if top is None or top.shape[1] == width:
+            return self
+        return replace(self, scores=replace(self.scores, topk=top[:, :width] if width else None))
 
 
 @dataclass(frozen=True, kw_only=True)

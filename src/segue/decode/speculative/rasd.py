@@ -78,7 +78,7 @@ class Rasd(Speculative):
 
     def observe(self, run: Run, state: tuple[Any, Any], outcome: Outcome) -> None:
         for drafter, own in zip(self.drafters(), state, strict=True):
-            drafter.observe(run, own, outcome)
+            drafter.observe(run, own, outcome.seen_by(drafter))
 
     def rewind(self, run: Run, state: tuple[Any, Any]) -> None:
         for drafter, own in zip(self.drafters(), state, strict=True):
