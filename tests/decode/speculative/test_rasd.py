@@ -199,3 +199,24 @@ def test_what_cannot_be_fused_says_so() -> None:
     assert isinstance(built.retrieval, TokenRecycling)
     with pytest.raises(ValueError, match="top_k=0 is not allowed: at least 1"):
         Rasd(top_k=0)
+    with pytest.raises(ValueError, match="retrieved=0 is not allowed: at least 1"):
+        Rasd(retrieved=0)
+
+
+def test_what_is_kept_of_the_retrieved_is_no_size_of_a_held_drafters_tree() -> None:
+    """Names of fields that both have are handed on: a size that means another thing must have another name."""
+    built = segue.method("rasd", retrieved=7, retrieval="token_recycling")
+    assert (built.retrieved, built.retrieval.nodes) == (7, TokenRecycling().nodes)
+    with pytest.raises(ValueError, match="rasd has no field 'nodes'"):
+        segue.method("rasd", nodes=7)
+
+
+def test_a_store_reaches_the_drafter_that_reads_it() -> None:
+    assert segue.method("rasd", retrieval="rest", index="folder").retrieval.index == "folder"
+    assert segue.method("rasd", retrieval="aded", table="file").retrieval.table == "file"
+    object_with_its_own = segue.method("rasd", model="token_recycling", retrieval=segue.method("rest", index="folder"))
+    assert object_with_its_own.retrieval.index == "folder"
+    with pytest.raises(ValueError, match="index='folder' is given, and no drafter here reads one"):
+        segue.method("rasd", index="folder")
+    with pytest.raises(ValueError, match="table='file' is given, and no drafter here reads one"):
+        segue.method("rasd", retrieval="rest", table="file")

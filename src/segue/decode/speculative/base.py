@@ -7,7 +7,7 @@ and statistics are here, once. Sequential cost is one target forward per round, 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,7 +19,18 @@ from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Request, Run
 from segue.ops.accept import accept, accept_greedy
 
-__all__ = ["Budget", "Drafter", "Outcome", "Proposal", "Speculative", "WithDraft", "held", "levels", "whole"]
+__all__ = [
+    "Budget",
+    "Drafter",
+    "Outcome",
+    "Proposal",
+    "Speculative",
+    "WithDraft",
+    "check_stores",
+    "held",
+    "levels",
+    "whole",
+]
 
 Drafter = Any  # a Speculative that another method holds in a field; the catalog makes it from a name
 Proposal = DraftTree | Generator[Request, Scores, DraftTree]
@@ -203,6 +214,16 @@ def levels(field: str, text: str, like: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 1:
         raise ValueError(f"{field}={text!r} is not allowed: numbers of at least 1, like {like}")
     return numbers
+
+
+def check_stores(holder: Any, drafters: Sequence[Drafter]) -> None:
+    """ValueError where a method was given a store to hand on, and none of the drafters that it holds reads one."""
+    if not all(isinstance(drafter, Speculative) for drafter in drafters):
+        return  # names: the catalog is asked first
+    for field in ("index", "table"):
+        value = getattr(holder, field)
+        if value is not None and all(getattr(drafter, field, None) != value for drafter in drafters):
+            raise ValueError(f"{field}={value!r} is given, and no drafter here reads one: name one that does")
 
 
 def held(method: str, field: str, drafter: Drafter) -> Speculative:

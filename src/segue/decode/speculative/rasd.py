@@ -3,7 +3,7 @@
 1. The model drafter grows T_d; the rows of the draft model that it computed come with it.
 2. The retrieval drafter proposes the continuations T_r of the current suffix.
 3. Prune T_r by the draft's probabilities where they are known, at the root and where T_r runs along T_d: a branch whose
-   next token is not among the draft's `top_k` goes; of the rest the first `nodes` stay.
+   next token is not among the draft's `top_k` goes; of the rest the likeliest `retrieved` nodes stay.
 4. Fuse by longest prefix: a path of T_r follows T_d while the tokens match and hangs the rest where they part.
 5. Verify the union. When sampling, the model's draws are tried first, in their order, then what was retrieved.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores, Want
-from segue.decode.speculative.base import Budget, Drafter, Outcome, Speculative, held, whole
+from segue.decode.speculative.base import Budget, Drafter, Outcome, Speculative, check_stores, held, whole
 from segue.models.lm import LM
 from segue.models.run import Request, Run
 
@@ -39,14 +39,17 @@ class Rasd(Speculative):
     model: Drafter = "draft_model"  # a drafter with a draft model, by name or as an object
     retrieval: Drafter = "prompt_lookup"  # a drafter whose proposals are not drawn
     draft: str | LM | None = None  # draft model, for drafters that need one
+    index: str | None = None  # datastore, for a drafter that needs one
+    table: str | None = None  # table of trigrams, for a drafter that reads one
     top_k: int = 32  # a retrieved token must be among so many of the draft's likeliest
-    nodes: int = 32  # retrieved nodes, at most
+    retrieved: int = 32  # nodes that stay of what was retrieved, at most
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("top_k", "nodes"):
+        for name in ("top_k", "retrieved"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least 1")
+        check_stores(self, (self.model, self.retrieval))
 
     def drafters(self) -> tuple[Speculative, Speculative]:
         return held("rasd", "model", self.model), held("rasd", "retrieval", self.retrieval)
@@ -73,7 +76,7 @@ class Rasd(Speculative):
         model, retrieval = self.drafters()
         tree = yield from whole(model.propose(run, state[0], budget))
         found = yield from whole(retrieval.propose(run, state[1], budget))
-        tree.merge(prune(found, tree, self.top_k).truncate(self.nodes + 1))
+        tree.merge(prune(found, tree, self.top_k).truncate(self.retrieved + 1))
         return tree
 
     def observe(self, run: Run, state: tuple[Any, Any], outcome: Outcome) -> None:
