@@ -86,6 +86,11 @@ def test_a_store_of_the_models_own_answers_saves_forwards(call: Call, tiny: Path
         answer = json.loads(told.out)
         assert answer["tokens"] == plain.tokens
         assert answer["stats"]["target_forwards"] < len(plain.tokens) / 3
+        chosen = call("generate", "Hello there", "-m", tiny, "--method", "auto", "--set", f"allow={method}",
+                      "--set", f"index={out}", "--max-tokens", 40, "--json")  # fmt: skip
+        answer = json.loads(chosen.out)
+        assert answer["tokens"] == plain.tokens
+        assert method in answer["stats"]["methods"]
 
 
 def test_a_store_of_another_model_is_refused_with_both_names(

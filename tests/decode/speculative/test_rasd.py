@@ -11,6 +11,7 @@ import segue
 from segue.data import DraftTree, Settings, Want
 from segue.decode.speculative.aded import Aded
 from segue.decode.speculative.base import Outcome
+from segue.decode.speculative.clasp import Clasp
 from segue.decode.speculative.draft_model import DraftModel
 from segue.decode.speculative.lookahead import Lookahead
 from segue.decode.speculative.multi_candidate import MultiCandidate
@@ -18,6 +19,7 @@ from segue.decode.speculative.prompt_lookup import PromptLookup
 from segue.decode.speculative.rasd import Rasd, prune
 from segue.decode.speculative.token_recycling import TokenRecycling
 from segue.laws.base import decode
+from segue.laws.datastore import dense
 from segue.laws.enumerate import distribution, total_variation
 from segue.laws.same_tokens import same_tokens
 from segue.laws.worlds import neighbour, network_world, toy_world
@@ -149,6 +151,18 @@ def test_every_drafter_sees_its_own_number_of_likeliest_tokens() -> None:
         assert (matrix >= 0).any()
 
 
+def test_states_that_one_asked_for_are_not_taken_for_the_others() -> None:
+    """Clasp looks for all layers' states, and only in some rounds; dresd has the last one computed in every round."""
+    world, settings = network_world("llama"), Settings(max_tokens=24)
+    looking = segue.method("dresd", **dense(world.lm))
+    for method in (
+        Rasd(model=Clasp(interval=2, gamma=2), retrieval=looking),
+        segue.method("auto", drafters=(Clasp(interval=2, gamma=2), looking)),
+    ):
+        (answer,) = decode(world.lm, method, [world.prompts[1]], settings)
+        assert answer.tokens == world.oracle.answer(world.prompts[1], settings).tokens
+
+
 class Wide(PromptLookup):
     """Wants more likeliest tokens than anybody else."""
 
@@ -216,7 +230,13 @@ def test_a_store_reaches_the_drafter_that_reads_it() -> None:
     assert segue.method("rasd", retrieval="aded", table="file").retrieval.table == "file"
     object_with_its_own = segue.method("rasd", model="token_recycling", retrieval=segue.method("rest", index="folder"))
     assert object_with_its_own.retrieval.index == "folder"
-    with pytest.raises(ValueError, match="index='folder' is given, and no drafter here reads one"):
-        segue.method("rasd", index="folder")
-    with pytest.raises(ValueError, match="table='file' is given, and no drafter here reads one"):
-        segue.method("rasd", retrieval="rest", table="file")
+    lm = network_world("llama").lm
+    for fields, name in (
+        ({"index": "there"}, "index"),
+        ({"retrieval": "aded", "index": "there"}, "index"),
+        ({"retrieval": "rest", "table": "there"}, "table"),
+    ):
+        method = segue.method("rasd", draft=lm, **fields)
+        assert f"{name}='there' is given, and no drafter here reads one" in method.lacks(lm)
+        with pytest.raises(ValueError, match=f"{name}='there' is given"):
+            decode(lm, method, [[1, 2, 3]], Settings(max_tokens=4))

@@ -26,9 +26,9 @@ __all__ = [
     "Proposal",
     "Speculative",
     "WithDraft",
-    "check_stores",
     "held",
     "levels",
+    "unread",
     "whole",
 ]
 
@@ -45,12 +45,14 @@ class Outcome:
     path: list[int]
     token: int
 
-    def seen_by(self, drafter: Speculative) -> Outcome:
-        """What one of several drafters asked for: likeliest tokens come as many as the one that wants most of them."""
-        top, width = self.scores.topk, drafter.needs.topk
-        if top is None or top.shape[1] == width:
-            return self
-        return replace(self, scores=replace(self.scores, topk=top[:, :width] if width else None))
+    def seen_by(self, want: Want) -> Outcome:
+        """What one of several drafters asked for and nothing that only others did: of the likeliest tokens there are as
+        many as the one that wants most of them."""
+        scores = self.scores
+        top = scores.topk[:, : want.topk] if scores.topk is not None and want.topk else None
+        hidden = {state: rows for state, rows in scores.hidden.items() if state in want.hidden}
+        watched = scores.attention if want.attention else {}
+        return replace(self, scores=replace(scores, topk=top, hidden=hidden, attention=watched))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,14 +218,13 @@ def levels(field: str, text: str, like: str) -> tuple[int, ...]:
     return numbers
 
 
-def check_stores(holder: Any, drafters: Sequence[Drafter]) -> None:
-    """ValueError where a method was given a store to hand on, and none of the drafters that it holds reads one."""
-    if not all(isinstance(drafter, Speculative) for drafter in drafters):
-        return  # names: the catalog is asked first
+def unread(holder: Speculative, drafters: Sequence[Drafter]) -> str:
+    """Which store a method was given to hand on that none of the drafters it holds reads, or nothing."""
     for field in ("index", "table"):
         value = getattr(holder, field)
         if value is not None and all(getattr(drafter, field, None) != value for drafter in drafters):
-            raise ValueError(f"{field}={value!r} is given, and no drafter here reads one: name one that does")
+            return f"{field}={value!r} is given, and no drafter here reads one: name one that does"
+    return ""
 
 
 def held(method: str, field: str, drafter: Drafter) -> Speculative:

@@ -16,7 +16,7 @@ from typing import Any
 
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores, Want
-from segue.decode.speculative.base import Budget, Drafter, Outcome, Speculative, check_stores, held, whole
+from segue.decode.speculative.base import Budget, Drafter, Outcome, Speculative, held, unread, whole
 from segue.models.lm import LM
 from segue.models.run import Request, Run
 
@@ -49,7 +49,6 @@ class Rasd(Speculative):
         for name in ("top_k", "retrieved"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least 1")
-        check_stores(self, (self.model, self.retrieval))
 
     def drafters(self) -> tuple[Speculative, Speculative]:
         return held("rasd", "model", self.model), held("rasd", "retrieval", self.retrieval)
@@ -63,13 +62,15 @@ class Rasd(Speculative):
 
     def lacks(self, lm: LM) -> str:
         model, retrieval = self.drafters()
-        return model.lacks(lm) or retrieval.lacks(lm)
+        return unread(self, self.drafters()) or model.lacks(lm) or retrieval.lacks(lm)
 
     def price(self, run: Run, tokens: int) -> float:
         return sum(d.price(run, tokens) for d in self.drafters())
 
     def start(self, run: Run) -> tuple[Any, Any]:
         model, retrieval = self.drafters()
+        if reason := unread(self, (model, retrieval)):
+            raise ValueError(reason)
         return model.start(run), retrieval.start(run)
 
     def propose(self, run: Run, state: tuple[Any, Any], budget: Budget) -> Generator[Request, Scores, DraftTree]:
@@ -81,7 +82,7 @@ class Rasd(Speculative):
 
     def observe(self, run: Run, state: tuple[Any, Any], outcome: Outcome) -> None:
         for drafter, own in zip(self.drafters(), state, strict=True):
-            drafter.observe(run, own, outcome.seen_by(drafter))
+            drafter.observe(run, own, outcome.seen_by(drafter.wanted(own)))
 
     def rewind(self, run: Run, state: tuple[Any, Any]) -> None:
         for drafter, own in zip(self.drafters(), state, strict=True):
