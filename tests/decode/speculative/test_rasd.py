@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,20 +11,26 @@ import torch
 import segue
 from segue.data import DraftTree, Settings, Want
 from segue.decode.speculative.aded import Aded
-from segue.decode.speculative.base import Outcome
+from segue.decode.speculative.base import Budget, Outcome, Speculative
 from segue.decode.speculative.clasp import Clasp
 from segue.decode.speculative.draft_model import DraftModel
+from segue.decode.speculative.dyspec import Dyspec
 from segue.decode.speculative.lookahead import Lookahead
 from segue.decode.speculative.multi_candidate import MultiCandidate
 from segue.decode.speculative.prompt_lookup import PromptLookup
 from segue.decode.speculative.rasd import Rasd, prune
+from segue.decode.speculative.recursive import Recursive
+from segue.decode.speculative.specextend import Specextend
+from segue.decode.speculative.staged import Staged
 from segue.decode.speculative.token_recycling import TokenRecycling
 from segue.laws.base import decode
 from segue.laws.datastore import dense
 from segue.laws.enumerate import distribution, total_variation
+from segue.laws.oracle import NetworkOracle
 from segue.laws.same_tokens import same_tokens
 from segue.laws.worlds import neighbour, network_world, toy_world
 from segue.models.lm import LM
+from segue.models.run import Run
 
 Listen = Callable[[LM], Any]
 
@@ -85,6 +92,57 @@ def test_one_source_alone_is_what_it_was() -> None:
     (null,) = decode(world.lm, Rasd(model=nothing, retrieval=PromptLookup()), [text], settings)
     assert null.tokens == lookup.tokens == alone.tokens
     assert null.stats.rounds <= lookup.stats.rounds
+
+
+def grown(draft: LM) -> dict[str, Speculative]:
+    """Every drafter with a draft model that rasd may hold."""
+    return {
+        "draft_model": DraftModel(draft=draft, gamma=3),
+        "multi_candidate": MultiCandidate(draft=draft, candidates="2,1"),
+        "recursive": Recursive(draft=draft),
+        "staged": Staged(draft=draft, inner=PromptLookup(), siblings=1),
+        "dyspec": Dyspec(draft=draft, nodes=6),
+        "dyspec, layer-wise": Dyspec(draft=draft, nodes=6, layerwise=True),
+        "specextend": Specextend(draft=draft, depth=3, width=2, nodes=5, gain=0.0),
+    }
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize(
+    "name", ["draft_model", "multi_candidate", "recursive", "staged", "dyspec", "dyspec, layer-wise", "specextend"]
+)
+def test_every_draft_model_shows_the_rows_that_pruning_reads(name: str, temperature: float, first_tree: Any) -> None:
+    """Of every node with children: the draft network's own logits after the node's text."""
+    world = network_world("qwen3")
+    draft = neighbour(world.lm)
+    oracle = NetworkOracle(draft)  # type: ignore[arg-type]
+    prompt = list(world.prompts[1])
+    settings = Settings(max_tokens=12, temperature=temperature, seed=1)
+    tree = first_tree(world.lm, grown(draft)[name], prompt, settings)
+    (pending,) = decode(world.lm, segue.method("plain"), [prompt], replace(settings, max_tokens=1))
+    assert tree.tokens[0] == pending.tokens[0]
+    assert set(tree.rows) >= set(tree.parents[1:])
+    for node, row in tree.rows.items():
+        text = prompt + [tree.tokens[i] for i in tree.path(node)]
+        logits = oracle.answer(text, Settings(max_tokens=1)).logits[0]
+        assert torch.allclose(row, logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dyspec", "specextend"])
+def test_trees_of_every_shape_prune_what_was_retrieved(name: str, first_tree: Any) -> None:
+    world = network_world("qwen3")
+    model = grown(neighbour(world.lm))[name]
+    prompt, settings = list(world.prompts[1]) * 2, Settings(max_tokens=12)
+    found = [first_tree(world.lm, Rasd(model=model, retrieval=Unlikely(), top_k=k), prompt, settings) for k in (1, 96)]
+    assert "unlikely" not in found[0].source
+    assert "unlikely" in found[1].source
+
+
+class Unlikely(PromptLookup):
+    """Retrieves a token that the draft model does not hold for the likeliest."""
+
+    def propose(self, run: Run, state: Any, budget: Budget) -> DraftTree:
+        return DraftTree.from_paths(run.ids[-1], [[run.lm.vocab_size - 1]], "unlikely")
 
 
 def test_the_fused_tree_is_worth_both_on_a_text_that_copies() -> None:
