@@ -100,6 +100,7 @@ def grown(draft: LM) -> dict[str, Speculative]:
         "draft_model": DraftModel(draft=draft, gamma=3),
         "multi_candidate": MultiCandidate(draft=draft, candidates="2,1"),
         "recursive": Recursive(draft=draft),
+        "recursive, beam": Recursive(draft=draft, mode="beam", width=2, depth=3),
         "staged": Staged(draft=draft, inner=PromptLookup(), siblings=1),
         "dyspec": Dyspec(draft=draft, nodes=6),
         "dyspec, layer-wise": Dyspec(draft=draft, nodes=6, layerwise=True),
