@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -167,6 +167,46 @@ def test_any_two_drafters_are_fused(retrieval: Any) -> None:
     world = network_world("qwen3")
     method = Rasd(model=MultiCandidate(draft=neighbour(world.lm), candidates="2,1"), retrieval=retrieval)
     assert same_tokens(method, world.lm, world.oracle, world.prompts, Settings(max_tokens=20)).tokens > 120
+
+
+@dataclass(frozen=True)
+class Known(PromptLookup):
+    """Retrieves what the model is going to say."""
+
+    answer: Any = ()
+
+    def propose(self, run: Run, state: Any, budget: Budget) -> DraftTree:
+        said = len(run.ids) - run.prompt_length
+        return DraftTree.from_paths(run.ids[-1], [self.answer[said : said + min(6, budget.depth)]], "known")
+
+
+@pytest.mark.parametrize("draft", ["another model", "the model itself"])
+def test_a_planned_depth_is_that_of_the_model_and_not_of_retrieval(
+    draft: str, listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A draft model that is always wrong is asked no more, though all that is retrieved is right, and that stays as
+    long as it was. One that is right is asked for long drafts, though what is retrieved is wrong."""
+    world, settings = network_world("qwen3"), Settings(max_tokens=72, ignore_eos=True)
+    monkeypatch.setattr(Run, "step_seconds", lambda run, rows: 1.0 + 0.01 * (rows - 1))
+    prompt = list(world.prompts[1])
+    expected = world.oracle.answer(prompt, settings).tokens
+    wrong = draft == "another model"
+    small = network_world("gpt2").lm if wrong else neighbour(world.lm)
+    if not wrong:
+        small.network.load_state_dict(world.lm.network.state_dict())  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(DraftModel()), "price", lambda method, run, tokens: 0.3 * tokens)
+    heard = listen(small)
+    retrieval = Known(answer=tuple(expected) if wrong else (0,) * 90)
+    method = Rasd(model=DraftModel(draft=small, gamma=8), retrieval=retrieval, top_k=96, budget="gain")
+    (answer,) = decode(world.lm, method, [prompt], settings)
+    assert answer.tokens == expected
+    stats = answer.stats
+    print(f"{draft}: {stats.tokens / stats.rounds:.2f} tokens a round, {len(heard.trees)} draft forwards")
+    if wrong:
+        assert stats.tokens / stats.rounds > 5
+        assert len(heard.trees) < 40  # 77 where its depth followed what was retrieved
+    else:
+        assert stats.tokens / stats.rounds > 4  # 1.5 there
 
 
 def test_the_draft_model_drafts_from_the_text_when_retrieval_was_right(listen: Listen) -> None:

@@ -117,7 +117,7 @@ class Speculative:
                 going, token = yield from self._plain_round(run, state, proposal)
                 planner.learn(proposal, [token])
                 continue
-            tree = planner.trim(proposal.truncate(budget.nodes + 1, budget.depth)).narrow(run.lm.most_leaves)
+            tree = planner.trim(proposal.truncate(budget.nodes + 1, budget.deepest)).narrow(run.lm.most_leaves)
             scores = yield Forward(run.sequence, tree, self.wanted(state))
             path, token = yield from self.decide(run, state, tree, scores)
             run.sequence.commit(path, token)

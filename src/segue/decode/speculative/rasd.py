@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
@@ -75,8 +75,8 @@ class Rasd(Speculative):
 
     def propose(self, run: Run, state: tuple[Any, Any], budget: Budget) -> Generator[Request, Scores, DraftTree]:
         model, retrieval = self.drafters()
-        tree = yield from whole(model.propose(run, state[0], budget))
-        found = yield from whole(retrieval.propose(run, state[1], budget))
+        tree = yield from whole(model.propose(run, state[0], within(budget, model)))
+        found = yield from whole(retrieval.propose(run, state[1], within(budget, retrieval)))
         tree.merge(prune(found, tree, self.top_k).truncate(self.retrieved + 1))
         return tree
 
@@ -87,6 +87,11 @@ class Rasd(Speculative):
     def rewind(self, run: Run, state: tuple[Any, Any]) -> None:
         for drafter, own in zip(self.drafters(), state, strict=True):
             drafter.rewind(run, own)
+
+
+def within(budget: Budget, drafter: Speculative) -> Budget:
+    """What one of the two may propose: a planned depth bounds the one that pays for every token."""
+    return replace(budget, depth=budget.deepest) if drafter.free else budget
 
 
 def prune(found: DraftTree, tree: DraftTree, top_k: int) -> DraftTree:
