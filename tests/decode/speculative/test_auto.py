@@ -68,7 +68,7 @@ def test_a_store_of_no_use_to_any_drafter_is_an_error(world: World, tmp_path: Pa
         ({"index": other}, "index='.*other' is given, and no drafter here reads one"),
         ({"index": other, "allow": "prompt_lookup,rest"}, "has another tokenizer"),
         ({"index": str(tmp_path / "none"), "allow": "prompt_lookup,rest"}, "none does not exist"),
-        ({"table": str(tmp_path / "none"), "allow": "aded"}, "there is no table|no such file"),
+        ({"table": str(tmp_path / "none"), "allow": "aded"}, "there is no table"),
     ):
         with pytest.raises(ValueError, match=message):
             decode(world.lm, segue.method("auto", **fields), [[1, 2, 3]], Settings(max_tokens=4))

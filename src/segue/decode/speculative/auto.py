@@ -72,9 +72,9 @@ class Auto(Speculative):
         """A store that was given and is of no use to anybody here is an error, and no reason to do without."""
         if reason := unread(self, self.drafters):
             raise ValueError(reason)
-        for field in ("index", "table"):
-            value = getattr(self, field)
-            reasons = [d.lacks(lm) for d in self.drafters if value is not None and getattr(d, field, None) == value]
+        for store in ("index", "table"):
+            value = getattr(self, store)
+            reasons = [d.lacks(lm) for d in self.drafters if value is not None and getattr(d, store, None) == value]
             if reasons and all(reasons):
                 raise ValueError(reasons[0])
 

@@ -73,9 +73,7 @@ Beside = Callable[[DraftTree, random.Random], None]
 
 def agreed(tree: DraftTree, source: random.Random) -> None:
     """Retrieval proposes the same now and then, and something deeper that is always right."""
-    node = 0
-    for _ in range(source.choice((0, len(tree) - 1))):
-        node += 1
+    for node in range(1, 1 + source.choice((0, len(tree) - 1))):
         tree.source[node] += "+found"
     deep = tree.add(0, 7, source="found")
     for _ in range(3):
