@@ -67,6 +67,20 @@ def test_what_is_only_scored_has_no_acceptable_child() -> None:
     assert tree.children() == [[3], [], [], []]
 
 
+def test_what_is_merged_in_does_not_hide_in_nodes_that_are_only_scored() -> None:
+    """A lookahead window may hold the very tokens that another drafter proposes."""
+    tree = DraftTree.root(0)
+    window = tree.add(0, 1, scored_only=True)
+    tree.add(window, 2, scored_only=True)
+    own = tree.add(0, 3)
+    tree.merge(DraftTree.from_paths(0, [[1, 2], [3, 4]], "found"))
+    paths = {tuple(tree.tokens[i] for i in tree.path(n)) for n in range(len(tree)) if not tree.scored_only[n]}
+    assert paths == {(0,), (0, 1), (0, 1, 2), (0, 3), (0, 3, 4)}
+    assert tree.source[:4] == ["", "", "", "+found"]
+    assert tree.edges()[0, 3] == own
+    assert tree.edges()[0, 1] > own
+
+
 def test_a_node_sees_its_ancestors_and_itself() -> None:
     for size in range(12):
         tree = random_tree(random.Random(size), size)

@@ -18,6 +18,7 @@ import segue
 from segue.api import Model
 from segue.decode.speculative.store.dense import DenseStore
 from segue.decode.speculative.store.suffix import SuffixStore
+from segue.decode.speculative.store.trigram import open_table
 from tests.cli.conftest import Call, make_model, write_lines
 
 LINES: list[Any] = [
@@ -86,6 +87,11 @@ def test_a_store_of_the_models_own_answers_saves_forwards(call: Call, tiny: Path
         answer = json.loads(told.out)
         assert answer["tokens"] == plain.tokens
         assert answer["stats"]["target_forwards"] < len(plain.tokens) / 3
+        chosen = call("generate", "Hello there", "-m", tiny, "--method", "auto", "--set", f"allow={method}",
+                      "--set", f"index={out}", "--max-tokens", 40, "--json")  # fmt: skip
+        answer = json.loads(chosen.out)
+        assert answer["tokens"] == plain.tokens
+        assert method in answer["stats"]["methods"]
 
 
 def test_a_store_of_another_model_is_refused_with_both_names(
@@ -193,3 +199,35 @@ def test_a_build_that_is_killed_goes_on(call: Call, tmp_path: Path) -> None:
     assert call(*flags, "-o", tmp_path / "whole").code == 0
     assert stream(out) == stream(tmp_path / "whole")
     assert not staging.exists()
+
+
+def test_a_table_of_trigrams(call: Call, tiny: Path, lm: Model, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "words.trigrams"
+    told = call("index", "table", corpus, "-o", out, "-m", tiny, "--json")
+    assert told.code == 0, told
+    seen: dict[tuple[int, int], list[int]] = {}
+    for line in LINES:
+        ids = lm.lm.encode(line.get("text") or line["prompt"])
+        ids += lm.lm.encode(line["response"], special=False) if "response" in line else []
+        for a, b, c in zip(ids, ids[1:], ids[2:], strict=False):
+            seen.setdefault((a, b), []).append(c)
+    table = open_table(out)
+    for pair, following in seen.items():
+        best = sorted({*following}, key=lambda c: (-following.count(c), c))[:12]
+        assert table.get(pair, {}) == pytest.approx({c: following.count(c) / len(following) for c in best})
+    summary = json.loads(told.out)
+    assert (summary["pairs"], summary["documents"]) == (len(seen), 3) == (len(table), 3)
+    assert summary["bytes"] == out.stat().st_size
+    for method, more in (
+        ("aded", ()),
+        ("auto", ("--set", "allow=aded")),
+        ("rasd", ("--set", "retrieval=aded", "--set", "model=prompt_lookup")),
+    ):
+        answer = call("generate", "the cat sat", "-m", tiny, "--method", method, *more, "--set", f"table={out}",
+                      "--max-tokens", "4")  # fmt: skip
+        assert answer.code == 0, answer
+    assert "--force replaces it" in call("index", "table", corpus, "-o", out, "-m", tiny).error()
+    assert "is a folder, and a table is a file" in call("index", "table", corpus, "-o", tmp_path, "-m", tiny).error()
+    other = make_model(tmp_path / "other", swapped=True)
+    refused = call("generate", "x", "-m", other, "--method", "aded", "--set", f"table={out}")
+    assert "has another tokenizer" in refused.error()

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from segue import catalog
 from segue.card import SameTokens
 from segue.data import Settings
+from segue.decode.speculative.store.base import identity
 from segue.decode.speculative.store.build import build
 from segue.decode.speculative.store.dense import Dense
 from segue.decode.speculative.store.suffix import Suffix
@@ -64,8 +65,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     folder = tmp_path_factory.mktemp("stores")
     suffix = str(build(folder / "suffix", Suffix(), lm, texts, list))
     dense = str(build(folder / "dense", Dense(), lm, texts, list))
-    table = str(folder / "trigram.npz")
-    count_trigrams(texts, table, vocab_size=lm.vocab_size, model=lm.name)
+    table = str(folder / "trigrams")
+    count_trigrams(texts, table, identity(lm))
     stores = {
         "a datastore": lambda lm: {"index": suffix},
         "a dense datastore": lambda lm: {"index": dense},

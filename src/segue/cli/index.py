@@ -84,17 +84,18 @@ def build(
 @app.command()
 def table(
     corpus: Annotated[list[Path], typer.Argument(help="JSONL files (text, or prompt and response), or plain texts.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The table to make (.npz).")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The table to make.")],
     model: flags.Model = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a table, once the new one is whole.")] = False,
     json: flags.Json = False,
 ) -> None:
     """Make a table of a corpus's trigrams, for aded. It serves every model with the same tokenizer."""
+    from segue.decode.speculative.store.base import identity
     from segue.decode.speculative.store.corpus import read_corpus
     from segue.decode.speculative.store.trigram import build as make
 
-    if output.suffix != ".npz":
-        raise ValueError(f"-o {output} is not allowed: a table is an .npz file")
+    if output.is_dir():
+        raise ValueError(f"-o {output} is a folder, and a table is a file: name one")
     if output.exists() and not force:
         raise ValueError(f"{output} exists: --force replaces it")
     texts = read_corpus(corpus, prompts=False)
@@ -105,8 +106,7 @@ def table(
         pairs = make(
             documents,
             output,
-            vocab_size=lm.lm.vocab_size,
-            model=lm.lm.name,
+            identity(lm.lm),
             progress=lambda done: progress("counting", done, count),
         )
     summary = {"table": str(output), "pairs": pairs, "documents": count, "bytes": output.stat().st_size}

@@ -70,9 +70,7 @@ class DraftTree:
             raise ValueError("sampled proposals cannot be merged in: they must be tried in the order of their draws")
         if any(other.scored_only):
             raise ValueError("nodes that are only read back cannot be merged in: their drafter knows them by number")
-        children: dict[tuple[int, int], int] = {}
-        for n, key in enumerate(zip(self.parents, self.tokens, strict=True)):
-            children.setdefault(key, n)
+        children = self.edges()
         placed = {0: 0}
         for node in range(1, len(other)):
             parent, token = placed[other.parents[node]], other.tokens[node]
@@ -121,6 +119,15 @@ class DraftTree:
             if not self.scored_only[node]:
                 lists[self.parents[node]].append(node)
         return lists
+
+    def edges(self) -> dict[tuple[int, int], int]:
+        """(parent, token) -> the acceptable child of that token; of several drawn alike the first, which alone can be
+        accepted. A node that is only scored is none, whatever its token."""
+        found: dict[tuple[int, int], int] = {}
+        for node in range(1, len(self.tokens)):
+            if not self.scored_only[node]:
+                found.setdefault((self.parents[node], self.tokens[node]), node)
+        return found
 
     def leaves(self) -> list[int]:
         """Nodes without children, scored-only ones included."""

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, finalize
 
 from segue import catalog
 from segue.data import Settings
+from segue.decode.speculative.store.base import identity
 from segue.decode.speculative.store.build import Kind, build
 from segue.decode.speculative.store.dense import Dense
 from segue.decode.speculative.store.suffix import Suffix
@@ -35,9 +36,9 @@ def dense(lm: LM) -> dict[str, Any]:
 
 def trigram(lm: LM) -> dict[str, Any]:
     """The field of a method that reads a table of trigrams."""
-    path = _folder(lm) / "trigram.npz"
+    path = _folder(lm) / "trigrams"
     if not path.is_file():
-        count_trigrams(texts(lm), path, vocab_size=lm.vocab_size, model=lm.name)
+        count_trigrams(texts(lm), path, identity(lm))
     return {"table": str(path)}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import segue
 from segue.data import Settings
 from segue.decode.speculative.aded import Aded, Searching, Table
-from segue.decode.speculative.store.trigram import build, open_table
+from segue.decode.speculative.store.base import StoreError, identity
+from segue.decode.speculative.store.trigram import build
 from segue.laws.base import decode
-from segue.laws.worlds import network_world
+from segue.laws.worlds import network_world, toy_world
 from segue.models.run import Run
+from tests.cli.conftest import make_model
 
 Corpus = dict[tuple[int, int], dict[int, float]]
 PROMPT = "User: What is the name of the king who lived in the old castle by the sea?\nAssistant:"
@@ -94,8 +97,8 @@ def test_tokens_per_forward_rise_with_what_was_seen(tmp_path: Path) -> None:
     model.reset()
     asked = ["User: Who was the king of the castle?\nAssistant:", "The king lived by the sea.", "Once there was a king"]
     texts = [model.encode(p) + model.generate(p, "plain", max_tokens=96, ignore_eos=True).tokens for p in asked]
-    path = tmp_path / "kings.npz"
-    build(texts, path, vocab_size=model.lm.vocab_size, model="mini")
+    path = tmp_path / "kings"
+    build(texts, path, identity(model.lm))
     warm = model.generate(PROMPT, Aded(table=str(path)), max_tokens=48, ignore_eos=True)
     rates = [stats.tokens_per_forward for stats in (cold, warm.stats, again)]
     print(f"tokens per forward: cold, with a table, again: {rates}")
@@ -108,28 +111,43 @@ def test_a_seed_proposes_the_same() -> None:
     assert (a.drafted, a.accepted, a.rounds) == (b.drafted, b.accepted, b.rounds)
 
 
-def test_a_table_keeps_the_likeliest_twelve(tmp_path: Path) -> None:
-    lm = network_world("llama").lm
-    documents = [[1, 2, t] for t in range(20) for _ in range(t + 1)]
-    assert build(documents, tmp_path / "t.npz", vocab_size=lm.vocab_size, model="m") == 1
-    table = open_table(str(tmp_path / "t.npz"), lm)
-    assert sorted(table[1, 2]) == list(range(8, 20))
-    assert table[1, 2][19] == pytest.approx(20 / 210)
-
-
 def test_tables_that_cannot_be_used(tmp_path: Path) -> None:
     lm = network_world("llama").lm
-    with pytest.raises(ValueError, match="no such file; make one with `segue index table`"):
-        decode(lm, Aded(table=str(tmp_path / "none.npz")), [[1, 2]], Settings(max_tokens=2))
-    (tmp_path / "broken.npz").write_bytes(b"no table")
-    with pytest.raises(ValueError, match="is no trigram table"):
-        open_table(str(tmp_path / "broken.npz"), lm)
-    build([[1, 2, 3]], tmp_path / "other.npz", vocab_size=9, model="another")
-    with pytest.raises(ValueError, match=r"made for another \(9 tokens\), and tiny-llama-0 has 96"):
-        open_table(str(tmp_path / "other.npz"), lm)
-    with pytest.raises(ValueError, match="no three tokens in a row"):
-        build([[1, 2]], tmp_path / "empty.npz", vocab_size=9, model="m")
-    assert not (tmp_path / "empty.npz").exists()
+    other = tmp_path / "other"
+    build([[1, 2, 3]], other, identity(toy_world(9).lm))
+    for table, message in (
+        (tmp_path / "none", "there is no table .*none .*`segue index table` makes one"),
+        (other, "was built for toy-9-2-0 and tiny-llama-0 has another tokenizer"),
+    ):
+        method = Aded(table=str(table))
+        assert re.search(message, method.lacks(lm))
+        with pytest.raises(StoreError, match=message):
+            decode(lm, method, [[1, 2]], Settings(max_tokens=2))
+    assert not Aded().lacks(lm)
+
+
+def test_a_table_of_another_tokenizer_is_refused_though_it_is_as_large(tmp_path: Path) -> None:
+    """The same words in another order: ids that mean nothing here."""
+    here, there = (segue.model(make_model(tmp_path / name, swapped=name == "there")).lm for name in ("here", "there"))
+    assert here.vocab_size == there.vocab_size
+    build([[1, 2, 3]], tmp_path / "t", identity(there))
+    method = Aded(table=str(tmp_path / "t"))
+    assert not method.lacks(there)
+    with pytest.raises(StoreError, match="has another tokenizer: build one with `segue index table -m`"):
+        decode(here, method, [[1, 2]], Settings(max_tokens=2))
+
+
+def test_what_was_learned_over_a_table_is_forgotten_with_it(tmp_path: Path) -> None:
+    lm, path = network_world("llama").lm, tmp_path / "t"
+    lm.reset_stores()
+    run = Run(lm, [1, 2], Settings(max_tokens=2))
+    for last in (3, 4):
+        build([[1, 2, last]], path, identity(lm))
+        table = Aded(table=str(path)).start(run).table
+        assert dict(table[1, 2]) == {last: 1.0}
+        table.add((1, 2), 9, 0.04, 3.0)
+        assert Aded(table=str(path)).start(run).table is table
+    lm.reset_stores()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from segue.data import DraftTree, Settings
 from segue.decode.speculative.auto import kind_of
 from segue.decode.speculative.base import Budget, Speculative
 from segue.decode.speculative.budget.guard import LONGEST_REST, OFTEN, RARELY, REST, STRIKES, WINDOW, Guard
+from segue.decode.speculative.store.build import build
+from segue.decode.speculative.store.suffix import Suffix
 from segue.laws.base import decode
 from segue.laws.worlds import World, neighbour, toy_world
 from segue.models.run import Run
@@ -39,6 +42,37 @@ def test_allow_and_deny_bound_the_choice(world: World) -> None:
         (answer,) = decode(world.lm, segue.method("auto", **bounds), [PERIODIC], settings)
         assert set(answer.stats.methods) <= allowed
         assert answer.stats.methods
+
+
+def test_a_datastore_reaches_the_drafter_that_reads_it(world: World, tmp_path: Path) -> None:
+    """By name with index, as `--set` gives it, or as an object among names: both copy from the store."""
+    settings, prompt = Settings(max_tokens=40, ignore_eos=True), [3, 1, 4, 1, 5]
+    expected = world.oracle.answer(prompt, settings).tokens
+    store = str(build(tmp_path / "s", Suffix(), world.lm, [[*prompt, *expected]], list))
+    made = segue.method("rest", index=store)
+    plain = decode(world.lm, segue.method("auto", allow="plain"), [prompt], settings)[0].stats.target_forwards
+    for method in (
+        segue.method("auto", allow="prompt_lookup,rest", index=store),
+        segue.method("auto", allow="", index=store),  # all: whoever cannot read this one is left out
+        segue.method("auto", drafters=("prompt_lookup", made)),
+    ):
+        world.lm.reset_stores()
+        (answer,) = decode(world.lm, method, [prompt], settings)
+        assert answer.tokens == expected
+        assert any("rest" in name for name in answer.stats.methods)
+        assert answer.stats.target_forwards < plain
+
+
+def test_a_store_of_no_use_to_any_drafter_is_an_error(world: World, tmp_path: Path) -> None:
+    other = str(build(tmp_path / "other", Suffix(), toy_world(4).lm, [[0, 1, 2, 3]], list))
+    for fields, message in (
+        ({"index": other}, "index='.*other' is given, and no drafter here reads one"),
+        ({"index": other, "allow": "prompt_lookup,rest"}, "has another tokenizer"),
+        ({"index": str(tmp_path / "none"), "allow": "prompt_lookup,rest"}, "none does not exist"),
+        ({"table": str(tmp_path / "none"), "allow": "aded"}, "there is no table"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decode(world.lm, segue.method("auto", **fields), [[1, 2, 3]], Settings(max_tokens=4))
 
 
 def test_an_unknown_drafter_is_named_with_the_nearest() -> None:

@@ -17,11 +17,14 @@ import random
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree
 from segue.decode.speculative.base import Budget, Speculative
+from segue.decode.speculative.store.base import StoreError
 from segue.decode.speculative.store.trigram import open_table
+from segue.models.lm import LM
 from segue.models.run import Run
 
 Pair = tuple[int, int]
@@ -74,10 +77,19 @@ class Aded(Speculative):
     def price(self, run: Run, tokens: int) -> float:
         return self.iterations * SECONDS
 
+    def lacks(self, lm: LM) -> str:
+        try:
+            return open_table(self.table).lacks(lm) if self.table is not None else ""
+        except StoreError as error:
+            return str(error)
+
     def start(self, run: Run) -> Searching:
-        corpus = open_table(self.table, run.lm) if self.table is not None else {}
-        key = f"aded:{self.table or ''}"
-        table = run.lm.stores.setdefault(key, Table(corpus)) if self.keep else Table(corpus)
+        corpus = open_table(self.table) if self.table is not None else None
+        if corpus is not None and (reason := corpus.lacks(run.lm)):
+            raise StoreError(reason)
+        table = Table(corpus if corpus is not None else {})
+        if self.keep:
+            table = run.lm.stores.setdefault(f"aded:{corpus.digest if corpus is not None else ''}", table)
         return Searching(table, random.Random(run.settings.seed or 0))
 
     def propose(self, run: Run, state: Searching, budget: Budget) -> DraftTree:
@@ -164,11 +176,17 @@ class Aded(Speculative):
         return found
 
 
+class Corpus(Protocol):
+    """What is known of two tokens, or the default: a mapped table, or a dictionary."""
+
+    def get(self, pair: Pair, default: dict[int, float], /) -> Mapping[int, float]: ...
+
+
 @dataclass
 class Table:
     """Weights of successors: those learned from texts over those of a corpus."""
 
-    corpus: Mapping[Pair, Mapping[int, float]]
+    corpus: Corpus
     learned: OrderedDict[Pair, dict[int, float]] = field(default_factory=OrderedDict)
 
     def __getitem__(self, pair: Pair) -> Mapping[int, float]:

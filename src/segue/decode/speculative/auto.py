@@ -22,7 +22,7 @@ from typing import Any
 
 from segue.card import Card, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Want
-from segue.decode.speculative.base import Outcome, Proposal, Speculative
+from segue.decode.speculative.base import Outcome, Proposal, Speculative, unread
 from segue.decode.speculative.budget.bandit import Bandit
 from segue.decode.speculative.budget.base import Budget, Costs, Planner
 from segue.decode.speculative.budget.calibration import Calibration
@@ -58,7 +58,9 @@ class Auto(Speculative):
     allow: Names = ("prompt_lookup", "token_recycling", "lookahead", "draft_model")  # to choose from; empty: all
     deny: Names = ()  # drafters left out
     draft: str | LM | None = None  # draft model, for the drafters that need one
-    drafters: Methods = ()  # the drafters themselves; made from allow and deny where empty
+    index: str | None = None  # datastore, for the one that needs it: allow=prompt_lookup,rest
+    table: str | None = None  # table of trigrams: allow=prompt_lookup,aded
+    drafters: Methods = ()  # the drafters themselves, by name or as objects; made from allow and deny where empty
 
     budget: str = "gain"  # how the free drafters' tree is cut: gain, fixed, heuristic, ema, thompson
 
@@ -66,7 +68,18 @@ class Auto(Speculative):
     def needs(self) -> Want:  # type: ignore[override]
         return Want.join(drafter.needs for drafter in self.drafters)
 
+    def _check(self, lm: LM) -> None:
+        """A store that was given and is of no use to anybody here is an error, and no reason to do without."""
+        if reason := unread(self, self.drafters):
+            raise ValueError(reason)
+        for store in ("index", "table"):
+            value = getattr(self, store)
+            reasons = [d.lacks(lm) for d in self.drafters if value is not None and getattr(d, store, None) == value]
+            if reasons and all(reasons):
+                raise ValueError(reasons[0])
+
     def start(self, run: Run) -> Choice:
+        self._check(run.lm)
         able = {d.name: d for d in self.drafters if not d.lacks(run.lm)}
         kind = kind_of(run)
         memory: Memory = run.lm.stores.setdefault("auto", Memory())
@@ -91,7 +104,6 @@ class Auto(Speculative):
             guard.pauses,
             memory,
             kind,
-            self.needs,
             idle=memory.pauses.get(kind, 0),
         )
 
@@ -131,7 +143,9 @@ class Auto(Speculative):
 
     def wanted(self, state: Choice) -> Want:
         # A round in which nobody is asked is plain decoding, down to what its forward computes.
-        return state.needs if state.proposed else Want()
+        if not state.proposed:
+            return Want()
+        return Want.join(drafter.wanted(state.states[name]) for name, drafter in state.drafters.items())
 
     def observe(self, run: Run, state: Choice, outcome: Outcome) -> None:
         tree, tokens = outcome.tree, len(outcome.path)
@@ -157,7 +171,8 @@ class Auto(Speculative):
         """What a round in which drafters were asked says about them and about the arm that it was."""
         tree, tokens = outcome.tree, len(outcome.path)
         for name, drafter in state.drafters.items():
-            drafter.observe(run, state.states[name], outcome)
+            own = state.states[name]
+            drafter.observe(run, own, outcome.seen_by(drafter.wanted(own)))
         if state.arm in state.planners:
             state.planners[state.arm].learn(tree, _tokens(outcome))
         predicted = state.price + run.step_seconds(len(tree)) + (run.lm.cost.overhead if drafted else 0.0)
@@ -189,7 +204,6 @@ class Choice:
     pauses: int  # of the guard, before this request
     memory: Memory
     kind: str
-    needs: Want
     arm: str = PLAIN
     burst: int = 0  # rounds that the arm still has
     began: float = 0.0

@@ -7,8 +7,8 @@ and statistics are here, once. Sequential cost is one target forward per round, 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from segue.card import Card
@@ -20,7 +20,18 @@ from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Request, Run
 from segue.ops.accept import accept, accept_greedy
 
-__all__ = ["Budget", "Drafter", "Outcome", "Proposal", "Speculative", "WithDraft", "held", "levels", "whole"]
+__all__ = [
+    "Budget",
+    "Drafter",
+    "Outcome",
+    "Proposal",
+    "Speculative",
+    "WithDraft",
+    "held",
+    "levels",
+    "unread",
+    "whole",
+]
 
 Drafter = Any  # a Speculative that another method holds in a field; the catalog makes it from a name
 Proposal = DraftTree | Generator[Request, Scores, DraftTree]
@@ -34,6 +45,15 @@ class Outcome:
     scores: Scores
     path: list[int]
     token: int
+
+    def seen_by(self, want: Want) -> Outcome:
+        """What one of several drafters asked for and nothing that only others did: of the likeliest tokens there are as
+        many as the one that wants most of them."""
+        scores = self.scores
+        top = scores.topk[:, : want.topk] if scores.topk is not None and want.topk else None
+        hidden = {state: rows for state, rows in scores.hidden.items() if state in want.hidden}
+        watched = scores.attention if want.attention else {}
+        return replace(self, scores=replace(scores, topk=top, hidden=hidden, attention=watched))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +124,7 @@ class Speculative:
                 going, token = yield from self._plain_round(run, state, proposal)
                 planner.learn(proposal, [token])
                 continue
-            tree = planner.trim(proposal.truncate(budget.nodes + 1, budget.depth)).narrow(run.lm.most_leaves)
+            tree = planner.trim(proposal.truncate(budget.nodes + 1, budget.deepest)).narrow(run.lm.most_leaves)
             scores = yield Forward(run.sequence, tree, self.wanted(state))
             path, token = yield from self.decide(run, state, tree, scores)
             run.sequence.commit(path, token)
@@ -203,6 +223,15 @@ def levels(field: str, text: str, like: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 1:
         raise ValueError(f"{field}={text!r} is not allowed: numbers of at least 1, like {like}")
     return numbers
+
+
+def unread(holder: Speculative, drafters: Sequence[Drafter]) -> str:
+    """Which store a method was given to hand on that none of the drafters it holds reads, or nothing."""
+    for field in ("index", "table"):
+        value = getattr(holder, field)
+        if value is not None and all(getattr(drafter, field, None) != value for drafter in drafters):
+            return f"{field}={value!r} is given, and no drafter here reads one: name one that does"
+    return ""
 
 
 def held(method: str, field: str, drafter: Drafter) -> Speculative:

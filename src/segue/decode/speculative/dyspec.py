@@ -118,6 +118,7 @@ class Growing:
     def learn(self, rows: list[Tensor]) -> None:
         """Take the draft's rows of the nodes that had none."""
         for node, row in enumerate(rows, start=self.scored):
+            self.tree.rows[node] = row
             text = prefix(self.run, self.tree, node)
             if self.run.target.greedy:
                 self.left[node] = self.run.target.processed(row, text).softmax(-1)

@@ -111,6 +111,7 @@ class Recursive(WithDraft):
         """The next level: the W children of largest G, in that order."""
         candidates: list[tuple[float, float, int, int]] = []  # G, phi, parent, token
         for (node, phi, perturbed), row in zip(beams, rows, strict=True):
+            tree.rows[node] = row
             text = prefix(run, tree, node)
             if run.target.greedy:
                 log_q = run.target.processed(row, text).double().log_softmax(-1)

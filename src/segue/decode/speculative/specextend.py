@@ -169,6 +169,7 @@ class Specextend(WithDraft):
             rows = yield from work.rows(self._text(run, state), tree)
             candidates = []
             for node, row in zip(level, rows, strict=True):
+                tree.rows[node] = row
                 p, ids = row.float().softmax(-1).topk(min(self.width, row.shape[-1]))
                 pairs = zip(p.tolist(), ids.tolist(), strict=True)
                 candidates += [(paths[node] * share, node, token, share) for share, token in pairs]

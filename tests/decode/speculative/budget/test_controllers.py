@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from segue.data import DraftTree
 from segue.decode.speculative.budget import CONTROLLERS, controller
@@ -65,6 +66,59 @@ def test_a_switch_of_the_text_is_followed(name: str) -> None:
     assert after <= 1
     _, again = play(planner, lambda n: 0.9, 400)
     assert sorted(again[-100:])[50] >= 4
+
+
+Beside = Callable[[DraftTree, random.Random], None]
+
+
+def agreed(tree: DraftTree, source: random.Random) -> None:
+    """Retrieval proposes the same now and then, and something deeper that is always right."""
+    for node in range(1, 1 + source.choice((0, len(tree) - 1))):
+        tree.source[node] += "+found"
+    deep = tree.add(0, 7, source="found")
+    for _ in range(3):
+        deep = tree.add(deep, 7, source="found")
+
+
+def scored(tree: DraftTree, source: random.Random) -> None:
+    """The drafter tells how sure it is: never the same number twice."""
+    tree.score[1:] = [source.random() for _ in tree.score[1:]]
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.6, 0.9])
+@pytest.mark.parametrize("beside", [agreed, scored])
+def test_depth_follows_who_drafts_step_by_step(beside: Beside, alpha: float) -> None:
+    """Whatever hangs beside its chain, and whatever its scores are: the best length for its own acceptance."""
+    source, planner = random.Random(0), ExpectedGain(COSTS)
+    depths = []
+    for _ in range(800):
+        depth = planner.plan(LONGEST).depth
+        depths.append(depth)
+        tree = DraftTree.chain([0] * (depth + 1), source="draft")
+        tree.rows = {node: torch.zeros(0) for node in range(depth)}
+        beside(tree, source)
+        kept = 0
+        while kept < depth and source.random() < alpha:
+            kept += 1
+        planner.learn(tree, [0] * kept + [1])
+    assert abs(sorted(depths[-300:])[150] - best_fixed(alpha)[0]) <= (1 if alpha < 0.8 else 2)
+
+
+def test_a_drafter_that_was_given_up_is_tried_again() -> None:
+    planner = controller("gain")(COSTS)
+    _, bad = play(planner, lambda n: 0.0, 300)
+    assert bad.count(0) > 240
+    _, good = play(planner, lambda n: 0.9, 600)
+    assert sorted(good[-100:])[50] >= 4
+
+
+def test_what_costs_nothing_is_not_bounded_by_the_planned_depth() -> None:
+    planner = controller("gain")(COSTS)
+    while planner.plan(9).depth:
+        play(planner, lambda n: 0.0, 1)
+    assert planner.plan(9).deepest == 9
+    assert controller("gain")(Costs(COSTS.verify)).plan(9).deepest == 9
+    assert controller("heuristic")(COSTS).plan(3).deepest == 3
 
 
 def test_regret_grows_slower_than_the_rounds() -> None:

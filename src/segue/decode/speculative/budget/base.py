@@ -15,6 +15,12 @@ class Budget:
 
     nodes: int
     depth: int
+    free: int | None = None  # depth of what is proposed at no cost, where it may be deeper than that
+
+    @property
+    def deepest(self) -> int:
+        """Depth of any proposal."""
+        return self.depth if self.free is None else max(self.depth, self.free)
 
 
 @dataclass(frozen=True, slots=True)

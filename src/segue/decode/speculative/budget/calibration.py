@@ -67,6 +67,23 @@ class Calibration:
             node = following
         self._observe(seen)
 
+    def learn_levels(self, tree: DraftTree, tokens: Sequence[int], source: str) -> None:
+        """The same of whole levels of one drafter: right where any of its children of the path's node was, whatever
+        their scores. What it has on the path counts, no matter who else proposed it."""
+        children = tree.children()
+        seen: list[tuple[Key, bool]] = []
+        node = 0
+        for depth, token in enumerate(tokens, start=1):
+            own = [c for c in children[node] if source in tree.source[c].split("+")]
+            if not own:
+                break
+            hit = next((c for c in own if tree.tokens[c] == token), None)
+            seen.append(((source, 1.0, min(depth, DEEPEST)), hit is not None))
+            if hit is None:
+                break
+            node = hit
+        self._observe(seen)
+
     def _observe(self, seen: list[tuple[Key, bool]]) -> None:
         self._round += 1
         for key, hit in seen:

@@ -3,7 +3,8 @@
 1. Every node's survival is the product of the learned acceptance estimates (calibration.py) down to it.
 2. The best k nodes by survival are a subtree, since a child never survives its parent.
 3. k = argmax of (1 + sum of their survivals) / (draft + overhead + verify(k + 1)); k = 0 is plain decoding.
-4. Drafts that are made one token after the other are planned beforehand by the same rule over depth.
+4. Drafts that are made one token after the other are planned beforehand by the same rule over depth: how likely one of
+   their drafter's tokens is right is learned level by level. What others propose beside it at no cost is not bounded.
 
 The rule of DySpec (arXiv:2410.11744) and of vLLM's adaptive verification, with a cost curve that is measured.
 """
@@ -27,20 +28,20 @@ class ExpectedGain:
         self._costs = costs
         self.calibration = calibration or Calibration()
         self._reach = 2 * SPARE
-        self._chain_source = ""  # who drafted one token after the other
+        self._levels = Calibration()  # of who drafts one token after the other
+        self._drafter, self._asked = "", False  # its name, and whether it showed a draft model's rows
         self.rate = 1.0 / costs.verify(1)  # expected tokens per second of the last trimmed tree
 
     def plan(self, room: int) -> Budget:
-        depth = min(room, MOST)
-        if self._costs.draft(1) > 0:
-            depth = self._best_depth(depth)
-        return Budget(min(self._reach, MOST), depth)
+        free = min(room, MOST)
+        depth = self._best_depth(free) if self._costs.draft(1) > 0 else free
+        return Budget(min(self._reach, MOST), depth, free)
 
     def _best_depth(self, most: int) -> int:
         best, best_rate = 0, 1.0 / self._costs.verify(1)
         expected, survival = 1.0, 1.0
         for depth in range(1, most + 1):
-            survival *= self.calibration.estimate((self._chain_source, 1.0, min(depth, DEEPEST)))
+            survival *= self._levels.estimate((self._drafter, 1.0, min(depth, DEEPEST)))
             expected += survival
             rate = expected / (self._costs.draft(depth) + self._costs.overhead() + self._costs.verify(depth + 1))
             if rate > best_rate:
@@ -69,6 +70,18 @@ class ExpectedGain:
         return tree.keep({0, *order[:best], *(n for n in range(1, len(tree)) if tree.scored_only[n])})
 
     def learn(self, tree: DraftTree, tokens: Sequence[int]) -> None:
+        if self._costs.draft(1) > 0:
+            self._drafter = self._who(tree)
+            # Rounds without its proposal count as well: what was seen fades, and it is tried again one day.
+            self._levels.learn_levels(tree, tokens, self._drafter)
         if len(tree) > 1:
-            self._chain_source = tree.source[-1]
             self.calibration.learn(tree, tokens)
+
+    def _who(self, tree: DraftTree) -> str:
+        """Who drafts one token after the other: the one whose tokens follow where a draft model was asked. Without such
+        rows it is who proposed first, since what costs nothing is fused in behind."""
+        proposed = [n for n in range(1, len(tree)) if not tree.scored_only[n]]
+        asked = next((n for n in proposed if tree.parents[n] in tree.rows), None)
+        self._asked = self._asked or asked is not None
+        first = asked if self._asked else next(iter(proposed), None)
+        return self._drafter if first is None else tree.source[first].split("+")[0]

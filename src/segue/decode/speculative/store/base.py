@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ class Store:
         self.meta = meta
         self.arrays = arrays
         self.tokens: NDArray[np.int32] = arrays["tokens"]
+        self._alike: WeakSet[LM] = WeakSet()  # models found to have the same tokenizer
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, thorough: bool = False) -> Self:
@@ -58,12 +60,10 @@ class Store:
 
     def lacks(self, lm: LM) -> str:
         """Why the store is of no use for a model, or nothing."""
-        here = identity(lm)
-        if here["tokenizer"] != self.meta["model"]["tokenizer"]:
-            return (
-                f"{self.path} was built for {self.meta['model']['name']} and {lm.name} has another tokenizer: "
-                f"build one with `segue index build -m` for {lm.name}"
-            )
+        if lm not in self._alike:
+            if reason := foreign(lm, self.meta["model"], self.path, "segue index build"):
+                return reason
+            self._alike.add(lm)
         return ""
 
     def check(self, lm: LM) -> None:
@@ -109,6 +109,16 @@ def identity(lm: LM) -> dict[str, Any]:
         words = sorted(lm.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     digest = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:24]
     return {"name": lm.name, "vocab_size": lm.vocab_size, "tokenizer": digest}
+
+
+def foreign(lm: LM, built_for: Mapping[str, Any], path: Path, make: str) -> str:
+    """Why the token ids of a file made for another model mean nothing to `lm`, or nothing."""
+    if identity(lm)["tokenizer"] == built_for["tokenizer"]:
+        return ""
+    return (
+        f"{path} was built for {built_for['name']} and {lm.name} has another tokenizer: "
+        f"build one with `{make} -m` for {lm.name}"
+    )
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
