@@ -85,6 +85,7 @@ class Constraint:
         self._max_tokens = max_tokens
         self._start = automaton.start()
         self._states: dict[tuple[int, ...], Hashable | None] = {}
+        self._stuck: set[tuple[int, ...]] = set()  # prefixes behind which nothing may follow
         self._masks: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         least = automaton.shortest(self._start)
         if least is not None and least > max_tokens:
@@ -125,7 +126,11 @@ class Constraint:
         masked = scores.masked_fill(~mask, float("-inf"))
         if bool((masked > float("-inf")).any()):
             return masked
-        return scores.new_full(scores.shape, float("-inf")).index_fill_(0, self._refused(output).to(scores.device), 0.0)
+        if len(self._stuck) > STATES:
+            self._stuck.clear()
+        self._stuck.add(output)
+        masked[0] = 0.0
+        return masked
 
     def accepts(self, output: tuple[int, ...]) -> bool:
         """Whether some output is a whole text."""
@@ -147,7 +152,7 @@ class Constraint:
         True where nothing can follow it, though it has no end. Raises ConstraintError where it does not satisfy the
         constraint."""
         state = self.state(output)
-        if state is None:
+        if state is None or output[:-1] in self._stuck:
             raise self._dead_end(output[:-1])
         if self.automaton.accepting(state):
             return self.complete(output)
@@ -157,17 +162,6 @@ class Constraint:
                 f"(the text so far: {self._text(output)})"
             )
         return False
-
-    def _refused(self, output: tuple[int, ...]) -> Tensor:
-        """(1,) a token that is not allowed after some output."""
-        state = self.state(output)
-        if state is None or not self._lm.vocab_size > self.automaton.vocab_size:
-            free = torch.ones(1, dtype=torch.bool) if state is None else ~self.automaton.allowed(state)
-            places = free.nonzero()[:, 0]
-            if not len(places):
-                raise self._dead_end(output)
-            return places[:1]
-        return torch.tensor([self.automaton.vocab_size])
 
     def _dead_end(self, output: tuple[int, ...]) -> ConstraintError:
         state = self.state(output)

@@ -129,7 +129,8 @@ class FastCoT(Speculative):
     def _is_over(self, run: Run, cue: int) -> bool:
         """Whether the answer is due: the rationale has had its share, and neither room nor the answer itself is there
         already."""
-        if not self.glance or not run.output or run.remaining <= cue:
+        # Under a constraint (share is 1 then) the text is the model's own to the end.
+        if not self.glance or run.constraint is not None or not run.output or run.remaining <= cue:
             return False
         calls = run.stats.target_forwards - run.stats.prefill_forwards + 1
         over = calls >= max(int(self.share * run.max_tokens), 1) or 0 < self.rationale_tokens <= len(run.output)
