@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segue.data import DraftTree, Scores, Want
 from segue.models.run import Decoder, Forward, Prefill, Run, gather, side_by_side
-from segue.models.sequence import Sequence
+from segue.models.sequence import Mark, Sequence
 
 LAST = Want(logits="last")
 
@@ -72,4 +72,30 @@ def _open(run: Run, prompt: list[int]) -> tuple[Sequence, list[int]]:
 
 def _read(sequence: Sequence, tokens: list[int]) -> Decoder[Scores]:
     scores = yield Prefill(sequence, tokens, LAST)
+    return scores
+
+
+def common(lists: list[list[int]]) -> list[int]:
+    """What all lists begin with."""
+    first, last = min(lists), max(lists)
+    pairs = zip(first, last, strict=False)
+    size = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(last)))
+    return first[:size]
+
+
+def reach(run: Run, tokens: list[int]) -> Decoder[None]:
+    """Bring the run's sequence to these tokens: back to what it shares with them, then on."""
+    shared = len(common([run.sequence.tokens, tokens]))
+    run.sequence.rollback(Mark(shared, None))
+    if shared < len(tokens):
+        yield Prefill(run.sequence, tokens[shared:], Want(logits="none"))
+
+
+def read(run: Run, ids: list[int]) -> Decoder[Scores]:
+    """The row after `ids`, of which the run's sequence may have read a part, or something else."""
+    shared = len(common([run.sequence.tokens, ids[:-1]]))
+    run.sequence.rollback(Mark(shared, None))
+    chain = DraftTree.chain(ids[shared:])
+    scores = yield Forward(run.sequence, chain, LAST)
+    run.sequence.commit(list(range(len(chain))))
     return scores
