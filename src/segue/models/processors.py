@@ -40,7 +40,7 @@ class BregmanTopKLogitsWarper(hf.LogitsProcessor):  # type: ignore[misc]
                 f"alpha={alpha}, price={price}, dual={dual}, k={k}, k_max={k_max}, temperature={temperature} are not "
                 "allowed: alpha from 0.05 (dual: above 1), a temperature above 0, the others at least 0"
             )
-        self.form = {"alpha": alpha, "price": price, "dual": dual, "k": k, "k_max": k_max}
+        self.form: dict[str, Any] = {"alpha": alpha, "price": price, "dual": dual, "k": k, "k_max": k_max}
         self.temperature = temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -190,7 +190,8 @@ def _from_tokenizer(lm: LM) -> Spelling:
     made, specials = token_bytes(tokenizer, lm.name)
     outside = specials | {entry["id"] for entry in form["added_tokens"]}
     pieces = [b"" if t in outside else made.get(t, b"") for t in range(lm.vocab_size)]
-    merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
+    merges = [(str(first), str(second)) for first, second in pairs]
     split = _by_characters(model["vocab"]) if model.get("byte_fallback") else _by_words(backend)
     begin = getattr(tokenizer, "bos_token_id", None)
     spelling = BytePairs(pieces, merges, model["vocab"], split, begin, bool(model.get("ignore_merges")))

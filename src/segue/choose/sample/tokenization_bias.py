@@ -32,7 +32,7 @@ END = 256  # behind the bytes: the text ends
 
 @dataclass(frozen=True)
 class TokenizationBias:
-    """Exact where the model writes canonical spellings only; in tokens it costs a forward or two more than plain."""
+    """Exact where the model writes canonical spellings only; in tokens it costs a forward or two more."""
 
     card = Card(
         paper=Paper(
@@ -43,7 +43,7 @@ class TokenizationBias:
         claim=Claim(value=0.0, unit="none", baseline="the prompt's tokens", setting="recovers a Markov chain's law"),
         exact=(SameTarget(target="tokenization_bias"),),
         needs=("logits", "tree attention", "a tokenizer of byte pairs or longest prefixes"),
-        departs="what a model leaks to spellings that its tokenizer never makes is left out of covers, and with mask of "
+        departs="what a model leaks to spellings that its tokenizer never makes is left out of covers, with mask of "
         "every step; without a begin-of-text token the first token of the prompt is taken as given; a character that "
         "is not complete counts as a letter where it may be one",
         check="spec",

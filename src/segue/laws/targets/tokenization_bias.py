@@ -117,8 +117,8 @@ class Spellings:
         if key not in self._known:
             p = softmax(self.row(tokens))
             text = self.text(tokens)
-            good = {t: p[t] for t in range(len(p))
-                    if t in self.ends or (self.texts[t] and self.encode(text + self.texts[t]) == [*tokens, t])}  # fmt: skip
+            made = (self.texts[t] and self.encode(text + self.texts[t]) == [*tokens, t] for t in range(len(p)))
+            good = {t: p[t] for t, own in enumerate(made) if own or t in self.ends}
             total = sum(good.values()) if self.mask else 1.0
             self._known[key] = {t: share / total for t, share in good.items()}
         return self._known[key]
