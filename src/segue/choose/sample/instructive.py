@@ -41,10 +41,8 @@ class Instructive(Sampling):
 
     eps: float = 0.3  # share of the distorted scores that is subtracted; 0 is ordinary decoding
     kind: str = "opposite"  # opposite, null, truncate_shuffle or random_words
-    instruction: Any = (
-        ""  # the text that is the instruction; "": what is before the first blank line; a number of tokens
-    )
-    noisy: Any = ""  # the distorted instruction itself (text, or ids where the prompt is ids), instead of a kind
+    instruction: Any = ""  # its text; "": what stands before the first blank line; a number: so many tokens
+    noisy: Any = ""  # the distorted instruction itself (text, or ids where the prompt is ids), not a kind
     share: float = 0.6  # of the words that truncate_shuffle leaves out
     words: int = 5  # that random_words takes
     seed: int = 0  # of the distortion

@@ -49,10 +49,8 @@ class TokenizationBias:
         check="spec",
     )
 
-    unit: str = (
-        "token"  # token (exact where the prompt ends, then tokens) or byte (every byte is drawn, or the likeliest)
-    )
-    mask: bool = False  # renormalise over the tokens that may follow, at every token that a cover is made of (slower)
+    unit: str = "token"  # token: exact where the prompt ends, then tokens; byte: every byte is chosen
+    mask: bool = False  # renormalise over the tokens that may follow, at every token of a cover (slower)
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
