@@ -19,7 +19,7 @@ def test_a_card_as_json() -> None:
     assert data["exact"] == [
         {"class": "SameTokens"},
         {"class": "SameDistribution"},
-        {"class": "Limit", "knob": "lenience", "exact_at": 1.0},
+        {"class": "Limit", "knob": "lenience", "exact_at": 1.0, "begin": 0.0},
         {"class": "SameTarget", "target": "contrast"},
     ]
     assert (data["trains"], data["needs"], data["departs"], data["rev"]) == ("nothing", ("logits",), "", 1)

@@ -17,7 +17,16 @@ try:
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0"
 
-__all__ = ["method", "methods", "model"]
+__all__ = ["method", "methods", "model", "processors"]
+
+
+def __getattr__(name: str) -> Any:
+    """`segue.processors`: methods as processors for transformers' generate, loaded when first asked for."""
+    if name == "processors":
+        import segue.models.processors as processors
+
+        return processors
+    raise AttributeError(f"module 'segue' has no attribute {name!r}")
 
 
 def model(source: Any = None, **options: Any) -> Model:

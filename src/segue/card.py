@@ -58,6 +58,7 @@ class Limit:
 
     knob: str
     exact_at: float
+    begin: float = 0.0  # where the law starts on its way to `exact_at`
 
 
 @dataclass(frozen=True)

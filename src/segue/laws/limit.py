@@ -12,7 +12,7 @@ from segue.laws.same_distribution import TOLERANCE, divergence
 from segue.models.lm import LM
 from segue.models.method import Method
 
-WAY = (0.25, 0.5, 0.75, 1.0)  # as shares of the exact value
+WAY = (0.25, 0.5, 0.75, 1.0)  # as shares of the way from where it begins to the exact value
 
 Case = tuple[LM, Sequence[int], Settings]
 
@@ -24,7 +24,8 @@ def limit(
 
     `make` builds the method for a model with the knob at a value; `values` lead to `promise.exact_at`.
     """
-    way = list(values) if values is not None else [share * promise.exact_at for share in WAY]
+    begin, end = promise.begin, promise.exact_at
+    way = list(values) if values is not None else [begin + share * (end - begin) for share in WAY]
     if way[-1] != promise.exact_at:
         raise ValueError(f"values={way} is not allowed: the last must be {promise.exact_at}, where the method is exact")
     means = [sum(divergence(make(lm, value), lm, p, s) for lm, p, s in cases) / len(cases) for value in way]

@@ -28,9 +28,22 @@ from segue.ops.automaton import Avoid, Phrases
 Companions = Mapping[str, Callable[[LM], dict[str, Any]]]
 WORDLESS: Companions = {"a tokenizer": lambda lm: {"cue": ""} if lm.tokenizer is None else {}}
 SHORT: Companions = {"a long prompt": lambda lm: {"keep": 2, "queries": 2}}  # what is long beside the laws' prompts
+# Prompts of the laws are ids: their first token is the instruction, and another one takes its place.
+INSTRUCTED: Companions = {"an instruction": lambda lm: {"instruction": 1, "noisy": (1,)}}
 STORES: Companions = {"a datastore": suffix, "a dense datastore": dense, "a trigram table": trigram}
-ORDINARY: Companions = {"a draft model": lambda lm: {"draft": neighbour(lm)}, **STORES, **WORDLESS, **SHORT}
-IDEAL: Companions = {"a draft model": lambda lm: {"draft": lm}, **STORES, **WORDLESS}  # saves the most forwards
+ORDINARY: Companions = {
+    "a draft model": lambda lm: {"draft": neighbour(lm)},
+    **STORES,
+    **WORDLESS,
+    **SHORT,
+    **INSTRUCTED,
+}
+IDEAL: Companions = {
+    "a draft model": lambda lm: {"draft": lm},
+    **STORES,
+    **WORDLESS,
+    **INSTRUCTED,
+}  # saves the most forwards
 
 SAMPLED = (
     Settings(temperature=1.0),

@@ -146,6 +146,19 @@ class Run:
         """Tokens of `seen` that a drafter may learn from: all but those that a draft model is only drafting."""
         return len(self.seen) if self.firm is None else self.firm
 
+    def respell(self, ids: list[int], drop: int = 0) -> None:
+        """Before anything is given out: go on from another spelling of the prompt. The first `drop` characters of what
+        is given out are the prompt's end once more, and no output."""
+        if self.source or self.output:
+            raise ValueError("only a prompt that nothing follows yet can be spelled anew, and no encoder's")
+        self.lm.check_prompt(ids)
+        self.ids[:] = ids
+        self.prompt_length = len(ids)
+        self.text = TextStream(self.lm, self.ids, self.settings.stop, drop)
+        self.max_tokens = min(self.settings.max_tokens, self.lm.context_length - self.prompt_length)
+        own = self.lm.constraints(self.settings, self.source, self.prompt_length + self.max_tokens)
+        self.target = Target(self.settings, self.lm, self.prompt_length, own)
+
     def step_seconds(self, rows: int) -> float:
         """This run's share of a forward in which everyone who shares it brings that many rows."""
         key = rows, self.sharing

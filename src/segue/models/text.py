@@ -12,7 +12,8 @@ HALF = "\ufffd"
 class TextStream:
     """Incremental decoding of one output. `push` is called for every new token, in order."""
 
-    def __init__(self, lm: LM, prompt: list[int], stop: tuple[str, ...]) -> None:
+    def __init__(self, lm: LM, prompt: list[int], stop: tuple[str, ...], drop: int = 0) -> None:
+        """`drop`: characters at the start of what follows that are no output: tokens that repeat the prompt's end."""
         if stop and lm.tokenizer is None:
             raise ValueError(f"stop strings need a tokenizer, and {lm.name} has none: use stop_tokens")
         self._lm = lm
@@ -20,6 +21,7 @@ class TextStream:
         self._ids = list(prompt[-CONTEXT:])
         self._shown = 0  # text of _ids[_shown:_read] was decoded already
         self._read = len(self._ids)
+        self._drop = drop
         self._sent = 0  # characters given out by `take`
         self.text = ""
 
@@ -54,7 +56,9 @@ class TextStream:
             return False
         before = self._lm.decode(self._ids[self._shown : self._read])
         known = len(self.text)
-        self.text += now[len(before) :]
+        new = now[len(before) :]
+        self.text += new[self._drop :]
+        self._drop -= min(self._drop, len(new))
         self._shown, self._read = self._read, end
         return self._cut(known)
 
