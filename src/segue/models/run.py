@@ -157,7 +157,7 @@ class Run:
         self.text = TextStream(self.lm, self.ids, self.settings.stop, drop)
         self.max_tokens = min(self.settings.max_tokens, self.lm.context_length - self.prompt_length)
         own = self.lm.constraints(self.settings, self.source, self.prompt_length + self.max_tokens)
-        self.target = Target(self.settings, self.lm, self.prompt_length, own)
+        self.target = Target(self.settings, self.lm, self.prompt_length, own, self.constraint)
 
     def step_seconds(self, rows: int) -> float:
         """This run's share of a forward in which everyone who shares it brings that many rows."""

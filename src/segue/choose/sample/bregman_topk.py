@@ -27,7 +27,7 @@ class BregmanTopk(Sampling):
 
     card = Card(
         paper=Paper(id="2505.19371", title="Foundations of Top-k Decoding For Language Models", year=2025),
-        claim=Claim(value=0.0, unit="none", baseline="top-k", setting="open generation and maths: competitive"),
+        claim=Claim(value=None, unit="none", baseline="top-k", setting="open generation and maths: competitive"),
         exact=(SameTokens(), SameTarget(target="bregman"), Limit(knob="price", exact_at=0.0, begin=0.4)),
         departs="no cap on k unless k_max sets one, as doubling looks at about as many tokens as it keeps",
         check="spec",

@@ -32,7 +32,7 @@ class Instructive(Sampling):
             title="Distort, Distract, Decode: Instruction-Tuned Model Can Refine its Response from Noisy Instructions",
             year=2023,
         ),
-        claim=Claim(value=0.0, unit="none", baseline="greedy", setting="SuperNI and MMLU: 'opposite' gains the most"),
+        claim=Claim(value=None, unit="none", baseline="greedy", setting="SuperNI and MMLU: 'opposite' gains the most"),
         exact=(SameTarget(target="instructive"), Limit(knob="eps", exact_at=0.0, begin=0.8)),
         needs=("logits", "an instruction"),
         departs="random words are words of the vocabulary, not of a dictionary",

@@ -40,7 +40,7 @@ class TokenizationBias:
             title="Understanding and Mitigating Tokenization Bias in Language Models",
             year=2024,
         ),
-        claim=Claim(value=0.0, unit="none", baseline="the prompt's tokens", setting="recovers a Markov chain's law"),
+        claim=Claim(value=None, unit="none", baseline="the prompt's tokens", setting="recovers a Markov chain's law"),
         exact=(SameTarget(target="tokenization_bias"),),
         needs=("logits", "tree attention", "a tokenizer of byte pairs or longest prefixes"),
         departs="what a model leaks to spellings that its tokenizer never makes is left out of covers, with mask of "

@@ -12,7 +12,8 @@ import numpy as np
 from segue.data import Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.enumerate import Law, ScriptedChance, distribution, total_variation
-from segue.laws.oracle import NetworkOracle, TableOracle, softmax, warped
+from segue.laws.oracle import NetworkOracle, TableOracle
+from segue.laws.warped import softmax, warped
 from segue.laws.worlds import World
 from segue.models.run import Run
 

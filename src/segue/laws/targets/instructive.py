@@ -11,7 +11,8 @@ from segue.data import Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.edges import edges, ending_at
 from segue.laws.enumerate import Law, distribution, total_variation
-from segue.laws.oracle import NetworkOracle, TableOracle, warped
+from segue.laws.oracle import NetworkOracle, TableOracle
+from segue.laws.warped import warped
 from segue.laws.worlds import World
 from segue.models.run import Run
 

@@ -17,7 +17,8 @@ from typing import Any
 from segue.data import Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.enumerate import Law, distribution, total_variation
-from segue.laws.oracle import NetworkOracle, TableOracle, softmax, warped
+from segue.laws.oracle import NetworkOracle, TableOracle
+from segue.laws.warped import softmax, warped
 from segue.laws.worlds import World
 from segue.models.spelling import BytePairs, LongestPrefix
 from segue.models.toy import ToyLM
