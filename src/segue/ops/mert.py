@@ -48,7 +48,7 @@ def mert(
     goal = corpus or (lambda totals: float(totals[0]) / len(features))
     size = features[0].shape[1]
     chance = np.random.default_rng(seed)
-    starts = [np.ones(size), *(chance.standard_normal(size) for _ in range(restarts))]
+    starts: list[Array] = [np.ones(size), *chance.standard_normal((restarts, size))]
     best, reached = starts[0], -math.inf
     for start in starts:
         weights, score = _climb(start, features, statistics, goal, chance)

@@ -47,12 +47,8 @@ def check(feature: Any) -> None:
 def estimate(run: Run, drawn: Seq[Drawn], feature: Any) -> Decoder[list[float]]:
     """A number for every answer; more is better."""
     if feature in OWN:
-        of = {
-            "logp": lambda d: d.logp,
-            "mean_logp": lambda d: d.logp / len(d.tokens),
-            "length": lambda d: len(d.tokens),
-        }
-        return [float(of[feature](d)) for d in drawn]
+        place = OWN.index(feature)
+        return [(d.logp, d.logp / len(d.tokens), float(len(d.tokens)))[place] for d in drawn]
     if feature == "judge" or isinstance(feature, Judge):
         judge = Judge(task=ALONE, reference="") if feature == "judge" else feature
         grades = yield from judge.scored(run, drawn, drawn[:1], np.ones((len(drawn), 1)))

@@ -100,7 +100,7 @@ def draw(
 ) -> Decoder[list[Drawn]]:
     """Distinct answers in the order in which they were drawn first. A greedy request is sampled at `temperature`;
     `proposal` are other settings to draw with, `target` what its draws are compared with. With duplicates="merge" all
-    counts are 1."""
+    counts are 1, with "tokens" equal texts of other tokens stay apart."""
     if not isinstance(inner, Method):
         raise ValueError(f"inner={inner!r} is no method: make this one with segue.method(NAME, inner=...), or give one")
     settings, runs = proposal or run.settings, samples
@@ -118,20 +118,21 @@ def draw(
         sub.sequence.release()
         _book(run, sub)
         found += _answers(sub)
-    return distinct(found, merge=duplicates == "merge")
+    return distinct(found, merge=duplicates == "merge", spelled=duplicates == "tokens")
 
 
-def distinct(drawn: Iterable[Drawn], *, merge: bool = False) -> list[Drawn]:
+def distinct(drawn: Iterable[Drawn], *, merge: bool = False, spelled: bool = False) -> list[Drawn]:
     """Equal texts once, with their counts added up (or, merged, counted once). Of several spellings of a text the
-    likeliest stands for it, so that the order in which they came decides nothing."""
-    found: dict[str, Drawn] = {}
+    likeliest stands for it, so that the order in which they came decides nothing; or, `spelled`, each for itself."""
+    found: dict[str | tuple[int, ...], Drawn] = {}
     for one in drawn:
-        known = found.get(one.words)
+        key = tuple(one.tokens) if spelled else one.words
+        known = found.get(key)
         if known is None:
-            found[one.words] = one
+            found[key] = one
         elif (one.logp, one.tokens) > (known.logp, known.tokens):
             one.count += known.count
-            found[one.words] = one
+            found[key] = one
         else:
             known.count += one.count
     if merge:

@@ -27,14 +27,14 @@ def hold(method: Any, world: World) -> dict[str, float]:
     words: dict[str, Any] = {
         "task": (0,),
         "reference": (1,),
-        "answer": (0, 0),
+        "answer": (0,),
         "question": (1,),
         "grades": ((0,), (1,)),
     }
     if not toy:
         words = {"task": (3, 4), "reference": (5,), "answer": (6, 7), "question": (8,), "grades": ((9,), (10,), (11,))}
     # A table that looks back far enough tells references apart.
-    own = ToyLM(world.lm.vocab_size, 7, seed=5) if toy else None
+    own = ToyLM(world.lm.vocab_size, 5, seed=5) if toy else None
     forms = [
         replace(method, samples=3, judge=Judge(own, **words)),
         replace(method, samples=3, judge=Judge(neighbour(world.lm), **words), against="nothing"),
