@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -38,10 +39,10 @@ class Scripted(ToyLM):
     def logits_after(self, context: Seq[int]) -> Tensor:
         row = torch.full((8,), -50.0, dtype=torch.float64)
         text = tuple(context)
-        if text[-2:] == QUESTION and ANSWER in zip(text, text[1:], strict=False):
+        if text[-2:] == QUESTION and ANSWER in itertools.pairwise(text):
             self.read.append(text)
             answer = text[self._after(text, ANSWER)]
-            if REFERENCE in zip(text, text[1:], strict=False):
+            if REFERENCE in itertools.pairwise(text):
                 grade = 3 if text[self._after(text, REFERENCE)] == answer else 0
             else:
                 grade = 2 if answer % 2 == 0 else 1

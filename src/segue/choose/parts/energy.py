@@ -128,6 +128,7 @@ def fit(
     prefix: int = 32,
     length: int = 64,
     samples: int = 4,
+    temperature: float = 1.0,
     seed: int = 0,
     ridge: float = 1e-3,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -135,7 +136,8 @@ def fit(
     """mu such that the model's continuations of the texts' beginnings have the human metrics on average.
 
     The texts (token ids) are cut into windows of `prefix` and `length` tokens; `inner` (plain sampling) draws `samples`
-    continuations of each prefix. Metrics that are the same in all human windows cannot be scaled and are left out.
+    continuations of each prefix at `temperature`, at which the energy is then to be used. Metrics that are the same in
+    all human windows cannot be scaled and are left out.
     """
     check(metrics)
     size = prefix + length
@@ -147,7 +149,7 @@ def fit(
         )
     engine, found = Engine(), []
     for i, window in enumerate(windows):
-        settings = Settings(max_tokens=length, temperature=1.0, ignore_eos=True, seed=seed + i)
+        settings = Settings(max_tokens=length, temperature=temperature, ignore_eos=True, seed=seed + i)
         run = Run(lm, window[:prefix], settings)
         run.width = samples + 1
         result: list[tuple[Any, Any]] = []
@@ -171,6 +173,7 @@ def fit(
         "prefix": prefix,
         "length": length,
         "samples": samples,
+        "temperature": temperature,
         "seed": seed,
         "ridge": ridge,
         "human": _named(names, mean),
