@@ -19,8 +19,9 @@ SETTINGS = Settings(max_tokens=5, temperature=1.0)
 @pytest.fixture(scope="module")
 def world() -> dict[str, np.ndarray]:
     """All 1024 texts of 5 tokens of 4: the model's p, metrics, and a human distribution that is another model's."""
-    law = TableOracle(ToyLM(4, 2, 0)).law([0], SETTINGS)
-    human = TableOracle(ToyLM(4, 2, 1, scale=0.7)).law([0], SETTINGS)
+    model, other = ToyLM(4, 2, 0), ToyLM(4, 2, 1)
+    other.table = 0.75 * model.table + 0.25 * other.table
+    law, human = (TableOracle(lm).law([0], SETTINGS) for lm in (model, other))
     values = np.array([[repeated(t, 2), recent(t, 3), -np.log(law[t]) / 5] for t in law])
     p, h = np.array(list(law.values())), np.array([human[t] for t in law])
     return {"values": values, "p": p, "human": h, "targets": h @ values}
@@ -71,3 +72,20 @@ def test_means_out_of_reach_are_refused_unless_held_back() -> None:
     mu, mass = tilt(values, np.array([2.0]), ridge=0.1)
     assert mu[0] < 0
     assert mass @ values == pytest.approx(2.0 + 0.1 * mu[0], abs=1e-8)
+
+
+def test_contexts_are_tilted_each_within_its_own() -> None:
+    """Two prompts with draws of their own, against scipy on the sum of their duals."""
+    chance = np.random.default_rng(3)
+    values, groups = chance.normal(size=(60, 2)), np.repeat([0, 1, 2], [10, 20, 30])
+    values += groups[:, None]  # most of the spread lies between contexts, where nothing can be moved
+    targets = values.mean(0) + 0.3
+
+    def dual(mu: np.ndarray) -> float:
+        parts = [logsumexp(-values[groups == g] @ mu) - np.log((groups == g).sum()) for g in range(3)]
+        return float(np.mean(parts) + mu @ targets)
+
+    mu, mass = tilt(values, targets, groups=groups)
+    assert mu == pytest.approx(optimize.minimize(dual, np.zeros(2), method="BFGS", options={"gtol": 1e-9}).x, abs=1e-5)
+    assert [mass[groups == g].sum() for g in range(3)] == pytest.approx([1 / 3] * 3)
+    assert mass @ values == pytest.approx(targets, abs=1e-8)

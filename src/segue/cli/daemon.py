@@ -34,7 +34,7 @@ def fit(
     ),
     prefix: Annotated[int, typer.Option(help="Tokens of every window that the model goes on from.")] = 32,
     length: Annotated[int, typer.Option(help="Tokens that it writes, and that the human wrote.")] = 64,
-    samples: Annotated[int, typer.Option(help="Continuations that it writes of each window.")] = 4,
+    samples: Annotated[int, typer.Option(help="Continuations that it writes of each window.")] = 8,
     temperature: Annotated[float, typer.Option(help="At which it writes, now and when it is used.")] = 1.0,
     ridge: Annotated[float, typer.Option(help="Keeps weights finite where no draws are like human texts.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Of the continuations.")] = 0,

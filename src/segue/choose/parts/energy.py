@@ -127,7 +127,7 @@ def fit(
     metrics: Sequence[str] = ("sr2", "sr3", "sr4", "tr8", "tr16", "tr32", "diversity", "information"),
     prefix: int = 32,
     length: int = 64,
-    samples: int = 4,
+    samples: int = 8,
     temperature: float = 1.0,
     seed: int = 0,
     ridge: float = 1e-3,
@@ -161,12 +161,13 @@ def fit(
         progress(sum(bool(result) for result in found), total)
     human = np.concatenate([result[0][0] for result in found])
     drawn = np.concatenate([result[0][1] for result in found])
+    prompts = np.repeat(np.arange(total), [len(result[0][1]) for result in found])  # each is tilted for itself
     varied = [k for k in range(len(metrics)) if human[:, k].std() > 0]
     names = tuple(metrics[k] for k in varied)
     if not names:
         raise ValueError(f"all human windows have the same {', '.join(metrics)}: give longer or more texts")
     mean, std = human[:, varied].mean(0), human[:, varied].std(0)
-    mu, mass = tilt((drawn[:, varied] - mean) / std, np.zeros(len(varied)), ridge=ridge)
+    mu, mass = tilt((drawn[:, varied] - mean) / std, np.zeros(len(varied)), groups=prompts, ridge=ridge)
     facts = {
         "model": lm.name,
         "windows": total,
@@ -179,7 +180,7 @@ def fit(
         "human": _named(names, mean),
         "model_mean": _named(names, drawn[:, varied].mean(0)),
         "tilted_mean": _named(names, mass @ drawn[:, varied]),
-        "effective_samples": round(float(1 / (mass**2).sum()), 1),
+        "effective_samples": round(float(1 / (mass**2).sum() / total), 2),  # of each window
     }
     weights, centre, spread = (tuple(float(x) for x in part) for part in (mu, mean, std))
     return Energy(names, weights, centre, spread, facts)

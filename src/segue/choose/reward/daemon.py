@@ -3,7 +3,7 @@
 1. Metrics f_k (repetition, diversity, information, coherence) have means F_k over human texts. The q nearest to the
    model p in KL(q || p) with E_q[f] = F is p_mu(x) = p(x) exp(-mu . f(x)) / Z.
 2. mu is fitted once per domain on the model's own samples, where the convex dual log E_p[exp(-mu . f)] + mu . F is
-   smallest (`segue daemon fit`).
+   smallest (`segue daemon fit`); each prompt's samples are tilted for themselves, as they are in decoding.
 3. To decode, draw M answers from the proposal q: the model at tau times the request's temperature.
 4. Weigh each by w = p(x) / q(x) exp(-mu . f(x)).
 5. Give one of them, drawn with probability w / sum of w (sampling, importance resampling).
@@ -34,7 +34,7 @@ class Daemon:
             value=0.0, unit="none", baseline="sampling", setting="metrics nearest to human, GPT-2 XL, OPT-6.7B"
         ),
         exact=(SameTarget(target="daemon"),),
-        departs="mu by the convex dual instead of Adam on the relative error; information is the log of the paper's; M "
+        departs="mu by the convex dual instead of Adam on the relative error, each prompt normalised for itself; information is the log of the paper's; M "
         "and tau as far as secondary sources give them",
         check="spec",
     )
