@@ -37,9 +37,7 @@ class MbrJudge(Consensus):
     )
 
     temperature: float = 0.7  # answers are sampled at, where the request itself is greedy
-    judge: str | LM | Utility | None = (
-        None  # who grades: a path, a model, a Judge with a prompt of its own; None: itself
-    )
+    judge: str | LM | Utility | None = None  # who grades: a path, a model or a Judge; left out: the model itself
     against: str = "samples"  # what an answer is graded beside: samples (MBR), nothing (best-of-N)
     show: bool = False  # the matrix of grades goes into the trace
 

@@ -34,8 +34,8 @@ class Daemon:
             value=0.0, unit="none", baseline="sampling", setting="metrics nearest to human, GPT-2 XL, OPT-6.7B"
         ),
         exact=(SameTarget(target="daemon"),),
-        departs="mu by the convex dual instead of Adam on the relative error, each prompt normalised for itself; information is the log of the paper's; M "
-        "and tau as far as secondary sources give them",
+        departs="mu by the convex dual, each prompt normalised for itself, instead of Adam on the relative error; "
+        "information is the log of the paper's; M and tau as far as secondary sources give them",
         check="spec",
     )
 
