@@ -55,14 +55,18 @@ def test_a_search_gives_its_n_best_list(model: Model) -> None:
     assert answer.stats.target_forwards == beam.stats.target_forwards
 
 
-def test_a_lossless_drafter_draws_the_samples_in_fewer_forwards(model: Model) -> None:
+def test_a_lossless_drafter_draws_the_samples_in_fewer_forwards() -> None:
+    model = segue.model(dtype="float32")  # in bfloat16 two tokens may be level, and both are left
     prompt = "one two three one two three one two three one two"
-    plain = model.generate(prompt, method=segue.method("mbr", samples=2), max_tokens=24, top_k=1, temperature=1.0)
+    plain = model.generate(
+        prompt, method=segue.method("mbr", samples=2), max_tokens=24, top_k=1, temperature=1.0, seed=0
+    )
     faster = segue.method("mbr", samples=2, inner="prompt_lookup")
-    drafted = model.generate(prompt, method=faster, max_tokens=24, top_k=1, temperature=1.0)
+    drafted = model.generate(prompt, method=faster, max_tokens=24, top_k=1, temperature=1.0, seed=0)
     assert drafted.tokens == plain.tokens
     assert drafted.stats.target_forwards < plain.stats.target_forwards
     assert drafted.stats.accepted > 0
+    assert drafted.trace[0]["counts"] == plain.trace[0]["counts"] == [2]
 
 
 def test_stop_strings_and_log_probabilities_are_those_of_the_answer(model: Model) -> None:
@@ -118,7 +122,7 @@ def _first(run: Any, drawn: Sequence[Any], references: int) -> list[int]:
     return [1, *[0] * (len(drawn) - 1)]
 
 
-def _unmerged(drawn: Any, *, merge: bool = False) -> list[Any]:
+def _unmerged(drawn: Any, **_: Any) -> list[Any]:
     found = {d.words: d for d in drawn}
     return list(found.values())
 
