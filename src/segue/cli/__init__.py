@@ -10,7 +10,21 @@ from typing import Annotated, Any
 import typer
 
 import segue
-from segue.cli import bench, chat, convert, doctor, draft_study, generate, index, methods, run, train, tune, view
+from segue.cli import (
+    bench,
+    chat,
+    convert,
+    daemon,
+    doctor,
+    draft_study,
+    generate,
+    index,
+    methods,
+    run,
+    train,
+    tune,
+    view,
+)
 
 BROKEN_PIPE = 128 + 13  # what the shell reports of a program that the signal ended
 INTERRUPTED = 128 + 2
@@ -34,6 +48,7 @@ app.command()(convert.convert)
 app.command()(train.train)
 app.add_typer(view.app, name="view")
 app.add_typer(index.app, name="index")
+app.add_typer(daemon.app, name="daemon")
 app.add_typer(draft_study.app, name="draft-study")
 
 

@@ -25,6 +25,17 @@ def companion(target: LM, draft: str | LM | None) -> LM:
     return lm
 
 
+def beside(target: LM, other: str | LM | None) -> LM:
+    """Another model that reads texts of `target`, with whatever vocabulary: an LM as it is, a path or hub id loaded
+    once per target, or, for None, the target itself."""
+    if other is None or isinstance(other, LM):
+        return target if other is None else other
+    key = f"beside {other}"
+    if key not in target.companions:
+        target.companions[key] = _load(target, other)
+    return target.companions[key]
+
+
 def fit(logits: Tensor, size: int) -> Tensor:
     """Draft logits (V') as logits over the target's vocabulary (V): padding rows are never drawn."""
     missing = size - logits.shape[-1]
