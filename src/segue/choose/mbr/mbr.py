@@ -27,7 +27,7 @@ class Mbr(Consensus):
             title="Sampling-Based Approximations to Minimum Bayes Risk Decoding for Neural Machine Translation",
             year=2021,
         ),
-        claim=Claim(value=0.0, unit="none", baseline="beam search", setting="quality by the utility; no speed"),
+        claim=Claim(value=None, unit="none", baseline="beam search", setting="quality by the utility; no speed"),
         exact=(SameTarget(target="mbr"),),
         departs="the same draws are candidates and references; equal texts are scored once",
         check="translation",

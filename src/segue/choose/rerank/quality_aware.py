@@ -32,7 +32,7 @@ class QualityAware:
     card = Card(
         paper=Paper(id="2205.00978", title="Quality-Aware Decoding for Neural Machine Translation", year=2022),
         claim=Claim(
-            value=0.0, unit="none", baseline="beam search", setting="better COMET, BLEURT and human ratings, NMT"
+            value=None, unit="none", baseline="beam search", setting="better COMET, BLEURT and human ratings, NMT"
         ),
         exact=(SameTarget(target="quality_aware"),),
         departs="estimates at hand stand where the paper has COMET-QE, TransQuest and MBART-QE; MERT is our own",

@@ -31,7 +31,7 @@ class Daemon:
     card = Card(
         paper=Paper(id="2310.01041", title="Language Model Decoding as Direct Metrics Optimization", year=2023),
         claim=Claim(
-            value=0.0, unit="none", baseline="sampling", setting="metrics nearest to human, GPT-2 XL, OPT-6.7B"
+            value=None, unit="none", baseline="sampling", setting="metrics nearest to human, GPT-2 XL, OPT-6.7B"
         ),
         exact=(SameTarget(target="daemon"),),
         departs="mu by the convex dual, each prompt normalised for itself, instead of Adam on the relative error; "
