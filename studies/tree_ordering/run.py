@@ -249,7 +249,7 @@ def fused(study: Study) -> dict[str, Any]:
     for title, (some, retrieval) in cases.items():
         arms = [Arm("model 12", Dyspec(nodes=12)), Arm("retrieval 12", retrieval(12))]
         for own, more in ((6, 6), (8, 8)):
-            method = Rasd(model=Dyspec(nodes=own), retrieval=retrieval(more), nodes=more)
+            method = Rasd(model=Dyspec(nodes=own), retrieval=retrieval(more), retrieved=more)
             arms.append(Arm(f"fused {own}+{more}", method))
         arms.append(Arm("model 9", Dyspec(nodes=9)))
         claims = [(f"fused {n}", o) for n in ("6+6", "8+8") for o in ("model 12", "retrieval 12")]

@@ -205,5 +205,5 @@ def test_a_prompt_that_fails_says_so(world: World) -> None:
 def test_methods_are_spelled_with_what_they_hold() -> None:
     draft = neighbour(toy_world(3).lm)
     assert spelled(PromptLookup()) == "prompt_lookup()"
-    method = Rasd(model=Dyspec(draft=draft, nodes=6), retrieval=PromptLookup(), nodes=6)
-    assert spelled(method) == "rasd(model=dyspec(nodes=6), retrieval=prompt_lookup(), nodes=6)"
+    method = Rasd(model=Dyspec(draft=draft, nodes=6), retrieval=PromptLookup(), retrieved=6)
+    assert spelled(method) == "rasd(model=dyspec(nodes=6), retrieval=prompt_lookup(), retrieved=6)"

@@ -59,7 +59,8 @@ def edges(lm: LM, oracle: Oracle, prompt: Sequence[int]) -> list[Edge]:
         Edge("log-probabilities", text, Settings(max_tokens=14, logprobs=2)),
         Edge("log-probabilities before penalties", text, Settings(max_tokens=8, logprobs=0, repetition_penalty=1.3)),
     ]
-    found += _constrained(lm, text, plain, late)
+    if not lm.start_ids:  # some force tokens of their own, which a constraint may not allow
+        found += _constrained(lm, text, plain, late)
     if isinstance(oracle, TableOracle):
         penalties = Settings(max_tokens=14, presence_penalty=0.7, frequency_penalty=0.4)
         found.append(Edge("presence and frequency penalties", text, penalties))

@@ -29,7 +29,9 @@ class MbrJudge(Consensus):
 
     card = Card(
         paper=Paper(id="2410.02902", title="Better Instruction-Following Through Minimum Bayes Risk", year=2024),
-        claim=Claim(value=3.6, unit="none", baseline="greedy", setting="points on AlpacaEval, Prometheus-2-7B, to 70B"),
+        claim=Claim(
+            value=None, unit="none", baseline="greedy", setting="+3.6 points on AlpacaEval, Prometheus-2-7B, to 70B"
+        ),
         exact=(SameTarget(target="mbr_judge"),),
         departs="any language model judges, by default the model itself, with a short prompt of ours; expected instead "
         "of likeliest grades; no distillation into the model by DPO here, which is training",
