@@ -33,7 +33,7 @@ def hold(method: Any, world: World) -> dict[str, float]:
         return {"total variation": max(_samples(form, world, settings) for form in forms for settings in SAMPLED)}
     settings = Settings(max_tokens=TOKENS)
     compared = sum(_greedy(method, world, prompt, settings) for prompt in world.prompts)
-    for edge in edges(world.lm, world.oracle, world.prompts[1]):
+    for edge in [e for e in edges(world.lm, world.oracle, world.prompts[1]) if e.settings.constraint is None]:
         with ending_at(world.lm, edge.eos):
             compared += _greedy(method, world, edge.prompt, edge.settings, beside=False)
     return {"tokens": compared}
