@@ -13,7 +13,7 @@ from segue.data import Candidate, Completion, Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.edges import edges, ending_at
 from segue.laws.enumerate import Law, distribution, total_variation
-from segue.laws.oracle import NetworkOracle, TableOracle
+from segue.laws.oracle import TableOracle
 from segue.laws.worlds import World
 
 Text = tuple[int, ...]
@@ -47,11 +47,7 @@ def model_logp(world: World, prompt: Sequence[int], text: Sequence[int]) -> floa
     """Log-probability of a text under the model alone, by one full forward (or look-up) a token."""
     total = 0.0
     for place, token in enumerate(text):
-        if isinstance(world.oracle, NetworkOracle):
-            row = world.oracle.logits_after(prompt, text[:place]).double()
-        else:
-            row = world.lm.logits_after([*prompt, *text[:place]]).double()  # type: ignore[attr-defined]
-        total += float(row.log_softmax(-1)[token])
+        total += float(world.oracle.logits_after(prompt, text[:place]).double().log_softmax(-1)[token])
     return total
 
 

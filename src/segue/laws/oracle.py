@@ -34,9 +34,10 @@ class Answer:
 
 
 class Oracle(Protocol):
-    """Knows what greedy decoding gives."""
+    """Knows what greedy decoding gives, and the model's rows."""
 
     def answer(self, prompt: Sequence[int], settings: Settings) -> Answer: ...
+    def logits_after(self, prompt: Sequence[int], output: Sequence[int]) -> Tensor: ...
 
 
 def endings(lm: LM, settings: Settings) -> set[int]:
@@ -185,6 +186,11 @@ class TableOracle:
         if not hasattr(lm, "logits_after"):
             raise ValueError(f"{lm.name} is not enumerable: it has no logits_after(context)")
         self._lm = lm
+
+    def logits_after(self, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
+        """(V,) the model's raw logits after a prompt and some output, by look-up."""
+        row: Tensor = self._lm.logits_after([*prompt, *output])
+        return row
 
     def answer(self, prompt: Sequence[int], settings: Settings) -> Answer:
         ends = endings(self._lm, settings)

@@ -133,6 +133,17 @@ class Run:
         self._steps: dict[tuple[int, int], float] = {}  # rows and sharing -> seconds
 
     @property
+    def prompt(self) -> list[int]:
+        """What the request asks about: the source of an encoder-decoder, else what the output follows."""
+        return self.source or self.ids[: self.prompt_length]
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end the text, those of a constraint apart."""
+        own = frozenset(self.settings.stop_tokens)
+        return own if self.settings.ignore_eos else own | self.lm.eos_ids
+
+    @property
     def output(self) -> list[int]:
         return self.ids[self.prompt_length :]
 
@@ -207,6 +218,13 @@ class Run:
             if self.finish_reason is not None:
                 return False
         return True
+
+    def conclude(self, best_first: list[Candidate], details: list[TokenLogprob] | None = None) -> None:
+        """Give out the first of the answers that a method chose among, and keep all of them. `details` as in `give`."""
+        self.candidates = best_first
+        self.give(best_first[0].tokens, details)
+        if self.finish_reason is None:
+            self.finish(best_first[0].finish_reason)
 
     def _ends(self, token: int) -> bool:
         return self.text.push(token) or self.is_end(token)

@@ -163,11 +163,10 @@ class ExactExtract:
             costs = torch.tensor([span.cost for span in best], dtype=torch.float64)
             chosen = run.chance.index(torch.softmax(-costs / temperature, 0))
         ranked = [best[chosen], *best[:chosen], *best[chosen + 1 :]][: self.spans]
-        run.candidates = []
+        candidates = []
         for span in ranked:
             tokens = passage[span.start : span.stop]
-            run.candidates.append(Candidate(text_of(run, tokens), tokens, span.logp, -span.cost))
+            candidates.append(Candidate(text_of(run, tokens), tokens, span.logp, -span.cost))
         run.stats.note = f"the best of {len(passage)} places"
-        run.give(run.candidates[0].tokens)
-        if run.finish_reason != "stop":
-            run.finish("stop")
+        run.conclude(candidates)
+        run.finish_reason = "stop"  # a span as long as the limit is whole all the same

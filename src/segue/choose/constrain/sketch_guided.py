@@ -97,7 +97,7 @@ class SketchGuided:
         if not (self.url or self.sketch):
             raise ValueError("sketch_guided has no sketch: give the black box (url=..., model=...) or sketch=TEXT")
         # Asked at once, not when the engine comes to it: a batch of requests waits for the slowest answer only.
-        answer = _pool.submit(self._ask, run.lm.decode(run.source or run.ids)) if self.url else None
+        answer = _pool.submit(self._ask, run.lm.decode(run.prompt)) if self.url else None
         return self._decode(run, answer)
 
     def _decode(self, run: Run, answer: Future[str] | None) -> Decoder[None]:

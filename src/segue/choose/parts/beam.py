@@ -31,16 +31,18 @@ class Beam:
     improvable: bool = True
 
     @property
+    def closed(self) -> bool:
+        """Whether nothing more can be finished."""
+        return not self.improvable or (self.early == "full" and len(self.finished) >= self.size)
+
+    @property
     def done(self) -> bool:
-        full = self.early == "full" and len(self.finished) >= self.size
-        return not self.running or full or not self.improvable
+        return not self.running or self.closed
 
     @property
     def reach(self) -> int:
         """Candidates that a step looks at: enough that `size` go on where others end the text."""
-        run = self.run
-        ends = len(set(run.settings.stop_tokens) | (set() if run.settings.ignore_eos else run.lm.eos_ids))
-        return max(2, 1 + ends) * self.size
+        return max(2, 1 + len(self.run.ends)) * self.size
 
     def propose(self, bias: Tensor | None = None) -> list[Hypothesis]:
         """The best children of what runs, best first, at most `reach`. `bias` (V,) or (running, V) is added to their
@@ -63,8 +65,7 @@ class Beam:
     def admit(self, candidates: list[Hypothesis], *, among: int | None = None) -> None:
         """Replace what runs by the best unfinished candidates (given best first). Of the first `among` (by default
         `size`) those that end the text are finished."""
-        open_to_all = self.improvable and not (self.early == "full" and len(self.finished) >= self.size)
-        if open_to_all:
+        if not self.closed:
             for child in candidates[: self.size if among is None else among]:
                 if child.reason is not None:
                     child.score /= len(child.tokens) ** self.length_penalty
@@ -73,13 +74,8 @@ class Beam:
         del self.finished[self.size :]
         for child in self.finished:
             child.parent = None
-        kept = [child for child in candidates if child.reason is None][: self.size]
-        self.replace(kept)
+        self.running = [child for child in candidates if child.reason is None][: self.size]
         self.improvable = self.improvable and self._may_improve()
-
-    def replace(self, running: list[Hypothesis]) -> None:
-        """What runs from now on; the others' pasts are released once their children have read on (see `search`)."""
-        self.running = running
 
     def _may_improve(self) -> bool:
         if len(self.finished) < self.size or not self.running:
@@ -104,6 +100,5 @@ def search(run: Run, beams: list[Beam], step: Callable[[], None]) -> Decoder[Non
 
 
 def ranked(beams: list[Beam]) -> list[Hypothesis]:
-    """Everything finished, best first. Where nothing is, what still runs (cut by a rule other than its own end)."""
-    found = [h for beam in beams for h in beam.finished]
-    return sorted(found, key=lambda h: -h.score)
+    """Everything finished, best first."""
+    return sorted((h for beam in beams for h in beam.finished), key=lambda h: -h.score)

@@ -158,12 +158,9 @@ def deliver(run: Run, ranked: list[Hypothesis]) -> None:
             f"no text that satisfies {name} was found within max_tokens={run.max_tokens}: raise it, or let the method "
             "try more (a wider beam, more particles)"
         )
-    best = ranked[0]
-    run.candidates = [
-        Candidate(text_of(run, h.tokens), h.tokens, h.logp, h.score, h.reason or "length", h.logw) for h in ranked
-    ]
     for hypothesis in ranked:
         hypothesis.release()
-    run.give(best.tokens, best.details)
-    if run.finish_reason is None:
-        run.finish(best.reason or "length")
+    candidates = [
+        Candidate(text_of(run, h.tokens), h.tokens, h.logp, h.score, h.reason or "length", h.logw) for h in ranked
+    ]
+    run.conclude(candidates, ranked[0].details)

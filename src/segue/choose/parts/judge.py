@@ -44,7 +44,7 @@ class Judge(Utility):
     def scored(self, run: Run, candidates: Seq[Drawn], references: Seq[Drawn], wanted: Matrix) -> Decoder[Matrix]:
         judge = beside(run.lm, self.lm)
         shared = judge.encode(self.task) if isinstance(self.task, str) else list(self.task)
-        request = _as_read(run, judge, run.source or run.ids[: run.prompt_length])
+        request = _as_read(run, judge, run.prompt)
         shared = [*shared, *request]
         question, grades = self._question(judge)
         shown = [[*_ids(judge, self.reference), *_of(judge, r)] for r in references] if self.reference else [[]]

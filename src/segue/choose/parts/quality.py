@@ -69,7 +69,7 @@ def estimate(run: Run, drawn: Seq[Drawn], feature: Any) -> Decoder[list[float]]:
 
 def reverse(run: Run, lm: LM, drawn: Seq[Drawn]) -> Decoder[list[float]]:
     """Mean log-probability of the prompt's tokens after each answer, all answers side by side."""
-    prompt = run.source or run.ids[: run.prompt_length]
+    prompt = run.prompt
     wordless = lm.tokenizer is None
     asked = list(prompt) if wordless else lm.encode(run.lm.decode(prompt), special=False)
     before = [list(d.tokens) if wordless else lm.encode(d.text + BRIDGE) for d in drawn]
@@ -98,5 +98,5 @@ def reverse(run: Run, lm: LM, drawn: Seq[Drawn]) -> Decoder[list[float]]:
 
 def prompt_words(run: Run) -> str:
     """The prompt as scorers read it."""
-    prompt = run.source or run.ids[: run.prompt_length]
+    prompt = run.prompt
     return run.lm.decode(prompt) if run.lm.tokenizer is not None else " ".join(map(str, prompt))

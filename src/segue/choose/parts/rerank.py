@@ -48,8 +48,7 @@ class Sample(Run):
     request, where it shall be compared with the one that is drawn from."""
 
     def __init__(self, parent: Run, settings: Settings, first: Scores, target: Target | None) -> None:
-        prompt = parent.source or parent.ids[: parent.prompt_length]
-        super().__init__(parent.lm, prompt, settings, source=parent.chance)
+        super().__init__(parent.lm, parent.prompt, settings, source=parent.chance)
         self.first = first
         self.sequence = parent.sequence.fork()
         self.logp = self.log_target = self.log_proposal = 0.0
@@ -148,11 +147,8 @@ def ranked(drawn: Iterable[Drawn]) -> list[Drawn]:
 
 def deliver(run: Run, best_first: list[Drawn]) -> None:
     """Give out the first, and all of them as candidates."""
-    best = best_first[0]
-    run.candidates = [Candidate(d.text, d.tokens, d.logp, d.score, d.reason, d.logw) for d in best_first]
-    run.give(best.tokens, best.details)
-    if run.finish_reason is None:
-        run.finish(best.reason)
+    candidates = [Candidate(d.text, d.tokens, d.logp, d.score, d.reason, d.logw) for d in best_first]
+    run.conclude(candidates, best_first[0].details)
 
 
 def _answers(sub: Sample) -> list[Drawn]:

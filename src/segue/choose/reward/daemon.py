@@ -66,7 +66,7 @@ class Daemon:
         wished = replace(run.settings, temperature=run.settings.temperature or 1.0)  # p: what is tilted
         target = run.target
         if target.greedy:
-            other = Run(run.lm, run.source or run.ids[: run.prompt_length], wished)
+            other = Run(run.lm, run.prompt, wished)
             target = other.target
             other.sequence.release()
         drawn = yield from draw(

@@ -68,7 +68,7 @@ class Instructive(Sampling):
         return 2
 
     def streams(self, run: Run) -> list[list[int]]:
-        prompt = run.source or run.ids[: run.prompt_length]
+        prompt = run.prompt
         return [self.distort(run, prompt)]
 
     def mix(self, rows: list[Tensor]) -> Tensor:

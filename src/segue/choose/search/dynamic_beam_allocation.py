@@ -70,8 +70,7 @@ class DynamicBeamAllocation(Searching):
         given = [p for p in self.phrases.split("|") if p.strip()] if isinstance(self.phrases, str) else self.phrases
         # In the middle of a text a phrase stands behind a space.
         lists = [spelling(" " + p.strip(), run.lm) if isinstance(p, str) else list(p) for p in given]
-        ends = set(run.settings.stop_tokens) | (set() if run.settings.ignore_eos else set(run.lm.eos_ids))
-        automaton = Phrases(run.lm.vocab_size, ends, lists)
+        automaton = Phrases(run.lm.vocab_size, run.ends, lists)
         least = automaton.shortest(automaton.start()) or 0
         if least > run.max_tokens:
             raise ConstraintError(

@@ -12,7 +12,7 @@ import numpy as np
 from segue.data import Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.edges import ending_at
-from segue.laws.oracle import NetworkOracle, endings, room
+from segue.laws.oracle import endings, room
 from segue.laws.targets import beam
 from segue.laws.worlds import World
 from segue.models.run import Run
@@ -50,11 +50,7 @@ def _reader(world: World) -> Callable[[list[int]], LogP]:
         def log_p(output: Text) -> Any:
             key = (tuple(prompt), output)
             if key not in known:
-                if isinstance(world.oracle, NetworkOracle):
-                    row = world.oracle.logits_after(prompt, output)
-                else:
-                    row = world.lm.logits_after([*prompt, *output])  # type: ignore[attr-defined]
-                logp = row.float().log_softmax(-1)
+                logp = world.oracle.logits_after(prompt, output).float().log_softmax(-1)
                 known[key] = target.target.processed(logp, [*target.ids, *output]).numpy()
             return known[key]
 

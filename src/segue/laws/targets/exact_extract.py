@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +12,13 @@ from segue.data import Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.edges import ending_at
 from segue.laws.enumerate import distribution, total_variation
-from segue.laws.oracle import NetworkOracle, TableOracle
+from segue.laws.oracle import TableOracle
 from segue.laws.warped import softmax
 from segue.laws.worlds import World
 
 CLOSE = 1e-3
 LONGEST = 4
+LogP = Callable[[tuple[int, ...]], list[float]]  # output -> log-probabilities of what follows
 
 
 def hold(method: Any, world: World) -> dict[str, float]:
@@ -23,43 +26,40 @@ def hold(method: Any, world: World) -> dict[str, float]:
     LawBroken."""
     compared, apart = 0, 0.0
     for prompt in world.prompts[:3]:
+        log_p = _reader(world, prompt)
         for eos in (frozenset([1]), frozenset([0, 2 % world.lm.vocab_size])):
             for normalise in (False, True):
                 form = replace(method, longest=LONGEST, normalise=normalise, spans=3)
                 with ending_at(world.lm, eos):
-                    costs = brute(form, world, prompt, eos)
+                    costs = brute(form, prompt, eos, log_p)
                     compared += _best(form, world, prompt, costs)
                     if isinstance(world.oracle, TableOracle):
                         apart = max(apart, _law(form, world, prompt, costs))
     return {"tokens": compared, "total variation": apart}
 
 
-def brute(method: Any, world: World, prompt: list[int], ends: frozenset[int]) -> dict[tuple[int, int], float]:
+def brute(method: Any, prompt: list[int], ends: frozenset[int], log_p: LogP) -> dict[tuple[int, int], float]:
     """Cost of every span (start, stop) of the prompt."""
     passage = [token for token in prompt if token not in ends]
     costs = {}
     for start in range(len(passage)):
         for stop in range(start + 1, min(start + LONGEST, len(passage)) + 1):
             span = passage[start:stop]
-            cost = -sum(_p(world, prompt, span[:i])[t] for i, t in enumerate(span))
-            cost -= math.log(sum(math.exp(_p(world, prompt, span)[e]) for e in ends))
+            cost = -sum(log_p(tuple(span[:i]))[t] for i, t in enumerate(span))
+            cost -= math.log(sum(math.exp(log_p(tuple(span))[e]) for e in ends))
             costs[start, stop] = cost / (len(span) + 1) if method.normalise else cost
     return costs
 
 
-_known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[float]] = {}
+def _reader(world: World, prompt: list[int]) -> LogP:
+    """Log-probabilities after an output, each looked up once."""
 
+    @functools.cache
+    def log_p(output: tuple[int, ...]) -> list[float]:
+        found: list[float] = world.oracle.logits_after(prompt, output).double().log_softmax(-1).tolist()
+        return found
 
-def _p(world: World, prompt: list[int], output: list[int]) -> list[float]:
-    key = (id(world.lm), tuple(prompt), tuple(output))
-    if key not in _known:
-        if isinstance(world.oracle, NetworkOracle):
-            row = world.oracle.logits_after(prompt, output)
-        else:
-            row = world.lm.logits_after([*prompt, *output])  # type: ignore[attr-defined]
-        found: list[float] = row.double().log_softmax(-1).tolist()
-        _known[key] = found
-    return _known[key]
+    return log_p
 
 
 def _best(method: Any, world: World, prompt: list[int], costs: dict[tuple[int, int], float]) -> int:

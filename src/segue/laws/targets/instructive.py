@@ -11,7 +11,7 @@ from segue.data import Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.edges import edges, ending_at
 from segue.laws.enumerate import Law, distribution, total_variation
-from segue.laws.oracle import NetworkOracle, TableOracle
+from segue.laws.oracle import NetworkOracle, TableOracle, endings
 from segue.laws.warped import warped
 from segue.laws.worlds import World
 from segue.models.run import Run
@@ -59,7 +59,7 @@ def _greedy(method: Any, world: World, prompt: list[int], settings: Settings, be
 
 
 def _ended(world: World, answer: Any, most: int, settings: Settings) -> None:
-    ends = set(settings.stop_tokens) | (set() if settings.ignore_eos else set(world.lm.eos_ids))
+    ends = endings(world.lm, settings)
     if any(token in ends for token in answer.tokens[:-1]):
         raise LawBroken(f"{answer.tokens} goes on behind its end")
     if len(answer.tokens) != most and answer.tokens[-1] not in ends:
@@ -68,13 +68,13 @@ def _ended(world: World, answer: Any, most: int, settings: Settings) -> None:
 
 def _samples(method: Any, world: World, settings: Settings) -> float:
     assert isinstance(world.oracle, TableOracle)
-    lm, prompt = world.lm, world.prompts[-1]
+    lm, oracle, prompt = world.lm, world.oracle, world.prompts[-1]
     other = [NOISE, *prompt[1:]]
     law: Law = {}
     running: list[tuple[tuple[int, ...], float]] = [((), 1.0)]
     while running:
         output, weight = running.pop()
-        rows = [lm.logits_after([*text, *output]) for text in (prompt, other)]  # type: ignore[attr-defined]
+        rows = [oracle.logits_after(text, output) for text in (prompt, other)]
         mixed = [a - method.eps * b - settings.frequency_penalty * output.count(t)
                  for t, (a, b) in enumerate(torch.stack(rows).T.tolist())]  # fmt: skip
         for token, share in enumerate(warped(mixed, settings)):

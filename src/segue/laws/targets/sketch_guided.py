@@ -9,7 +9,6 @@ from typing import Any
 from segue.data import Automaton, Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.edges import ending_at
-from segue.laws.oracle import NetworkOracle
 from segue.laws.worlds import World
 from segue.models.run import Run
 from segue.ops.automaton import Avoid, Phrases
@@ -45,11 +44,7 @@ def _compare(method: Any, world: World, prompt: list[int], settings: Settings) -
     state = automaton.start()
     for place, token in enumerate(alone.tokens):
         before = [*method.sketch, *alone.tokens[:place]]
-        if isinstance(world.oracle, NetworkOracle):
-            row = world.oracle.logits_after(prompt, before)
-        else:
-            row = world.lm.logits_after([*prompt, *before])  # type: ignore[attr-defined]
-        row = own.target.processed(row, [*own.ids, *alone.tokens[:place]])
+        row = own.target.processed(world.oracle.logits_after(prompt, before), [*own.ids, *alone.tokens[:place]])
         left = TOKENS - place
         allowed = [t for t in range(len(row)) if _fits(automaton, state, t, left)]
         best = max(float(row[t]) for t in allowed)
