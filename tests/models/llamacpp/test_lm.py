@@ -5,6 +5,7 @@ The oracle is the transformers network that the file was made from, one plain fo
 
 from __future__ import annotations
 
+import copy
 import gc
 import random
 from pathlib import Path
@@ -192,3 +193,13 @@ def test_the_embedded_model_through_both_backends() -> None:
     assert quantized.lm.weight_bytes < 0.3 * ours.lm.weight_bytes
     with pytest.raises(ValueError, match="q5_k"):
         segue.model(backend="llama.cpp", quantize="q5_k")
+
+
+def test_a_copy_that_goes_leaves_the_model_to_the_others(llama: Path) -> None:
+    lm = load(llama, kv_dtype="float32")
+    before = decode(lm, Plain(), [[1, 2, 3]], Settings(max_tokens=4))[0].tokens
+    other = copy.copy(lm)
+    assert decode(other, Plain(), [[1, 2, 3]], Settings(max_tokens=4))[0].tokens == before
+    del other
+    gc.collect()
+    assert decode(lm, Plain(), [[1, 2, 3]], Settings(max_tokens=4))[0].tokens == before

@@ -41,7 +41,8 @@ class LlamaCppLM(LM):
         eos_ids: frozenset[int],
     ) -> None:
         super().__init__()
-        self._model, self._context = model, context
+        self._loaded = Loaded(model, context)
+        self._context = context
         self.name, self.backend, self.precision = name, "llama.cpp", precision
         self.tokenizer, self.eos_ids = tokenizer, eos_ids
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
@@ -135,11 +136,16 @@ class LlamaCppLM(LM):
             row += len(nodes)
         return scores
 
+
+class Loaded:
+    """What llama.cpp holds for a model; freed with the last copy of the LM that uses it."""
+
+    def __init__(self, model: Any, context: Any) -> None:
+        self._model, self._context = model, context
+
     def __del__(self) -> None:
-        if getattr(self, "_context", None):
-            llama_cpp.llama_free(self._context)
-            llama_cpp.llama_model_free(self._model)
-            self._context = None
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
 
 
 class Batch:
