@@ -93,7 +93,8 @@ def _paper(entry: catalog.Entry) -> str:
 def _exactness(entry: catalog.Entry) -> str:
     promises = []
     for promise in entry.card.as_dict()["exact"]:  # type: ignore[attr-defined]
-        details = ", ".join(f"{key}={value}" for key, value in promise.items() if key != "class")
+        # Where a law begins is a matter of the law, not of what is promised.
+        details = ", ".join(f"{key}={value}" for key, value in promise.items() if key not in ("class", "begin"))
         promises.append(promise["class"] + (f"({details})" if details else ""))
     return ", ".join(promises)
 

@@ -21,7 +21,7 @@ def hold(method: Any, world: World) -> dict[str, float]:
     """Greedy decoding of the local model; a beam of one is the default. Raises LawBroken."""
     compared, lm = 0, world.lm
     end = 2 % lm.vocab_size
-    for prompt in world.prompts[:3]:
+    for prompt in world.prompts:
         for sketch in ([1], [0, 1, 0], [1, 1, 0, 0, 1]):
             with ending_at(lm, frozenset([end])):
                 free = world.oracle.answer(prompt, Settings(max_tokens=4, ignore_eos=True)).tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence as Seq
 from functools import cached_property
 from typing import Any
@@ -141,11 +142,13 @@ class Loaded:
     """What llama.cpp holds for a model; freed with the last copy of the LM that uses it."""
 
     def __init__(self, model: Any, context: Any) -> None:
-        self._model, self._context = model, context
+        # Not when the interpreter ends: pasts may outlive this, and the process gives its memory back.
+        weakref.finalize(self, _free, model, context).atexit = False  # type: ignore[misc]  # a property of its class
 
-    def __del__(self) -> None:
-        llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)
+
+def _free(model: Any, context: Any) -> None:
+    llama_cpp.llama_free(context)
+    llama_cpp.llama_model_free(model)
 
 
 class Batch:
