@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,13 +227,18 @@ def _card_node(node: ast.ClassDef) -> ast.expr | None:
 
 def _base_file(tree: ast.Module, node: ast.ClassDef, path: Path) -> Path:
     """The file of a method's loop: the base.py that its base class is imported from, else the one of its own room."""
-    names = {getattr(base, "id", "") for base in node.bases}
+    return next(iter(_base_files(tree, {getattr(base, "id", "") for base in node.bases})), path.parent / "base.py")
+
+
+def _base_files(tree: ast.Module, names: Collection[str] = ()) -> list[Path]:
+    """The base.py files that a module imports from: those that any of these names come from, or all."""
+    found = []
     for statement in tree.body:
-        if isinstance(statement, ast.ImportFrom) and names & {alias.name for alias in statement.names}:
-            place = (statement.module or "").split(".")
-            if place[-1] == "base":
-                return ROOT.joinpath(*place[1:]).with_suffix(".py")
-    return path.parent / "base.py"
+        if not isinstance(statement, ast.ImportFrom) or (statement.module or "").rpartition(".")[2] != "base":
+            continue
+        if not names or set(names) & {alias.name for alias in statement.names}:
+            found.append(ROOT.joinpath(*str(statement.module).split(".")[1:]).with_suffix(".py"))
+    return found
 
 
 def _build(node: ast.expr | None) -> Any:
@@ -252,10 +258,15 @@ def _all_fields(node: ast.ClassDef, source: str, base: Path) -> list[Field]:
     """A method's fields in the order of dataclasses: its family's base class comes first."""
     found: dict[str, Field] = {}
     if base.is_file():
-        text = base.read_text()
-        classes = {cls.name: cls for cls in ast.parse(text).body if isinstance(cls, ast.ClassDef)}
+        classes: dict[str, ast.ClassDef] = {}
+        lines: dict[str, list[str]] = {}
+        for path in (base, *_base_files(ast.parse(base.read_text()))):
+            text = path.read_text()
+            own = {cls.name: cls for cls in ast.parse(text).body if isinstance(cls, ast.ClassDef)}
+            classes |= own
+            lines |= dict.fromkeys(own, text.splitlines())
         for cls in _lineage(node, classes):
-            found |= {field.name: field for field in _fields(cls, text.splitlines())}
+            found |= {field.name: field for field in _fields(cls, lines[cls.name])}
     found |= {field.name: field for field in _fields(node, source.splitlines())}
     return list(found.values())
 

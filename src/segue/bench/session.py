@@ -126,7 +126,7 @@ def measure(
     ids = [model.lm.encode(prompt) for prompt in plan.suite.prompts]
     prompts = [prompt[-room:] for prompt in ids]
     setting = _setting(plan, model, sum(len(prompt) > room for prompt in ids))
-    dtype, device = model.lm.dtype, model.lm.device  # type: ignore[attr-defined]
+    dtype, device = model.lm.dtype, model.lm.device
     peers = transformers_peers(plan.source, dtype, device, plan.draft)
     contestants: list[Contestant] = [*peers, *_ours(plan, model)]
     if "llama.cpp" in plan.peers:

@@ -12,6 +12,7 @@ from segue.data import Settings
 from segue.decode.speculative.base import Speculative
 from segue.laws.base import LawBroken
 from segue.laws.datastore import dense, suffix, trigram
+from segue.laws.drafters import pupil
 from segue.laws.edges import edges, ending_at
 from segue.laws.less_work import less_work
 from segue.laws.limit import limit
@@ -30,9 +31,12 @@ WORDLESS: Companions = {"a tokenizer": lambda lm: {"cue": ""} if lm.tokenizer is
 SHORT: Companions = {"a long prompt": lambda lm: {"keep": 2, "queries": 2}}  # what is long beside the laws' prompts
 # Prompts of the laws are ids: their first token is the instruction, and another one takes its place.
 INSTRUCTED: Companions = {"an instruction": lambda lm: {"instruction": 1, "noisy": (1,)}}
+# A drafter that was hardly trained for the laws of what is kept and refused, and one that knows the text.
+TRAINED = "trained heads"
 STORES: Companions = {"a datastore": suffix, "a dense datastore": dense, "a trigram table": trigram}
 ORDINARY: Companions = {
     "a draft model": lambda lm: {"draft": neighbour(lm)},
+    TRAINED: lambda lm: {"lessons": 10},
     **STORES,
     **WORDLESS,
     **SHORT,
@@ -40,6 +44,7 @@ ORDINARY: Companions = {
 }
 IDEAL: Companions = {
     "a draft model": lambda lm: {"draft": lm},
+    TRAINED: lambda lm: {"lessons": 150},
     **STORES,
     **WORDLESS,
     **INSTRUCTED,
@@ -109,6 +114,8 @@ def build(cls: Any, lm: LM, companions: Companions, **values: Any) -> Method:
     for need in cls.card.needs:
         if need in companions:
             values |= companions[need](lm)
+    if "lessons" in values:
+        values["heads"] = pupil(lm, cls.network, values.pop("lessons"))
     entry = catalog.entries().get(cls.__module__.rpartition(".")[2])
     # The catalog makes what a user would get: a method that chooses among others is given them there.
     own = entry is not None and (entry.module, entry.class_name) == (cls.__module__, cls.__name__)

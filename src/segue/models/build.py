@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from segue.models.folder import replace_folder
 
 if TYPE_CHECKING:
     import torch
@@ -97,11 +98,4 @@ def save_llama(model: LlamaForCausalLM, tokenizer_file: Path, folder: Path) -> N
         model_max_length=config.max_position_embeddings,
         **special,
     ).save_pretrained(staging)
-    for file in staging.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner alone
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(staging, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(staging, folder)

@@ -30,6 +30,9 @@ class LM(ABC):
     layers: int  # decoder layers that `Want.layers` may choose from
     device: torch.device = torch.device("cpu")
     tokenizer: Any = None  # a transformers tokenizer, or None: then prompts are token ids
+    identity: str = ""  # of its weights, where they can be told apart: what is trained beside it is bound to them
+    width: int = 0  # of its hidden states
+    dtype: torch.dtype = torch.float32  # of its hidden states
     weight_bytes: int = 0
     bytes_per_row: int = 0  # cache memory of one token
     kv_rows: int | None = None  # cache rows that all its sequences share; None where memory is the only limit
@@ -42,6 +45,7 @@ class LM(ABC):
     def __init__(self) -> None:
         self.stores: dict[str, Any] = {}  # what drafters keep between requests, by method name
         self.companions: dict[str, LM] = {}  # draft models loaded for this one, by path
+        self.trained: dict[str, Any] = {}  # networks that draft from its hidden states, by kind and folder
         self.compiled: OrderedDict[Any, Any] = OrderedDict()  # grammars made ready for its tokens
 
     @property
@@ -98,6 +102,14 @@ class LM(ABC):
     def turn(self) -> Any:
         """How cached keys are moved to other positions (models/transformers/turn.py)."""
         raise CapabilityError(f"{self.name} runs in {self.backend}, which cannot move what it has read")
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., D) rows of its input table for tokens (...), as they are stored."""
+        raise CapabilityError(f"{self.name} runs in {self.backend}, which does not show its embeddings")
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., V) products of states (..., D) behind the last norm with its vocabulary."""
+        raise CapabilityError(f"{self.name} runs in {self.backend}, which does not show its head")
 
     @abstractmethod
     def sequence(self) -> Sequence:

@@ -71,7 +71,14 @@ class ToyLM(LM):
         self.forwards = 0
         size = (vocab_size**order, vocab_size)
         self.table = scale * torch.randn(size, generator=generator, dtype=torch.float64)
+        self.width, self.dtype = len(self.table), torch.float64
         self.disturbance = scale * torch.randn(size, generator=generator, dtype=torch.float64)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return torch.eye(self.vocab_size, self.width, dtype=torch.float64)[tokens]
+
+    def head(self, states: Tensor) -> Tensor:
+        return states.double() @ self.table
 
     def turn(self) -> Any:
         return lambda layer, keys, places: keys

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from segue.card import Card, Paper, SameDistribution, SameTokens
-from segue.data import DraftTree, Want
+from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.base import Outcome, Proposal, Speculative, unread
 from segue.decode.speculative.budget.bandit import Bandit
 from segue.decode.speculative.budget.base import Budget, Costs, Planner
@@ -140,6 +140,10 @@ class Auto(Speculative):
                 else:
                     root.merge(tree)
         return root
+
+    def read(self, run: Run, state: Choice, scores: Scores) -> None:
+        for name, drafter in state.drafters.items():
+            drafter.read(run, state.states[name], scores)
 
     def wanted(self, state: Choice) -> Want:
         # A round in which nobody is asked is plain decoding, down to what its forward computes.

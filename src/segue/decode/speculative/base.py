@@ -87,6 +87,9 @@ class Speculative:
         """A tree whose root is run.ids[-1], or a generator that asks for forwards first and returns the tree."""
         raise NotImplementedError
 
+    def read(self, run: Run, state: Any, scores: Scores) -> None:
+        """The prompt was read: look at what `needs` asked of it. `scores` are those of its last chunk."""
+
     def wanted(self, state: Any) -> Want:
         """What this round's forward must compute besides the logits."""
         return self.needs
@@ -112,6 +115,7 @@ class Speculative:
     def rounds(self, run: Run, state: Any) -> Decoder[None]:
         """The loop, for a run whose state is made."""
         scores = yield from run.prefill(self.needs)
+        self.read(run, state, scores)
         planner = self.planner(run, state)
         last = Scores(scores.packed, scores.start + len(scores.nodes) - 1, [0])
         _, token = yield from self.decide(run, state, DraftTree.root(run.ids[-1]), last)

@@ -43,6 +43,7 @@ class TransformersLM(LM):
         quantize: str | None = None,
         stack: Stack | None = None,
         alone: bool = False,
+        identity: str = "",
     ) -> None:
         super().__init__()
         config = network.config.get_text_config()
@@ -52,6 +53,7 @@ class TransformersLM(LM):
         self._turn: Turn | None = None
         self.layout = layout
         self.name = name
+        self.identity = identity
         self.tokenizer = tokenizer
         self.vocab_size = int(config.vocab_size)
         self.context_length = context_length
@@ -61,7 +63,8 @@ class TransformersLM(LM):
         self.weight_bytes += sum(getattr(m, "weight_bytes", 0) for m in network.modules())
         self.bytes_per_row = layout.bytes_per_row
         self.device = network.get_input_embeddings().weight.device
-        self.dtype: torch.dtype = network.dtype
+        self.dtype = network.dtype
+        self.width = int(network.get_input_embeddings().weight.shape[1])
         self.backend = "transformers"
         self.precision = quantize or str(network.dtype).removeprefix("torch.")
 
@@ -109,6 +112,14 @@ class TransformersLM(LM):
 
     def kv_heads(self, layer: int) -> int:
         return self.layout.layers[layer].kv_heads
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        rows: Tensor = self.network.get_input_embeddings()(tokens)
+        return rows
+
+    def head(self, states: Tensor) -> Tensor:
+        logits: Tensor = self.network.get_output_embeddings()(states.to(self.dtype))
+        return logits
 
     def turn(self) -> Turn:
         if self._turn is None:

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from segue.data import CapabilityError
 from segue.models.source import place
+from segue.models.transformers.identity import identity
 from segue.models.transformers.invariant import check as check_rows
 from segue.models.transformers.invariant import invariant as in_buckets
 from segue.models.transformers.lean import make_lean
@@ -91,11 +92,14 @@ def wrap(
     """Drive a transformers model that is already in memory. It is switched to Segue's attention; with `make`
     (linear.py) its parts are exchanged for lean ones. `quantize` only names what `make` does to the weights."""
     _check_tokenizer(network, tokenizer)
+    weights = identity(network)  # before anything is exchanged
     if network.config.is_encoder_decoder:
         if invariant:
             raise CapabilityError(f"{network.config.model_type} is an encoder-decoder: leave invariant out")
         own = name or type(network).__name__
-        return wrap_seq2seq(network, make=make, check=check, name=own, tokenizer=tokenizer, quantize=quantize)
+        both = wrap_seq2seq(network, make=make, check=check, name=own, tokenizer=tokenizer, quantize=quantize)
+        both.identity = weights
+        return both
     layout, context = probe(network, check)
     stack = None
     if make is not None:
@@ -111,6 +115,7 @@ def wrap(
         quantize=quantize,
         stack=stack,
         alone=invariant,
+        identity=weights,
     )
     if invariant:
         check_rows(lm)

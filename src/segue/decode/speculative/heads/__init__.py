@@ -1,0 +1,1 @@
+"""What drafters share that were trained beside the target."""

@@ -1,0 +1,52 @@
+"""Trained drafters: networks beside a model, by kind, and the one that goes with a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from segue.models.heads.base import SHEET, DraftNetwork, Shape, fitted, load, save
+from segue.models.heads.blockwise import BlockwiseHeads
+from segue.models.lm import LM
+from segue.models.source import EMBEDDED
+
+__all__ = ["KINDS", "DraftNetwork", "Shape", "embedded", "fitted", "load", "save", "trained"]
+
+KINDS: dict[str, type[DraftNetwork]] = {cls.kind: cls for cls in (BlockwiseHeads,)}
+DRAFTERS = EMBEDDED / "drafters"
+
+N = TypeVar("N", bound=DraftNetwork)
+
+
+def trained(lm: LM, cls: type[N], source: str | os.PathLike[str] | DraftNetwork | None) -> N:
+    """The drafter of a kind for `lm`: a network as it is, a folder, read once per model, or, for None, the one that is
+    embedded for this very model. ValueError where there is none, or where it is another model's."""
+    if isinstance(source, DraftNetwork):
+        if not isinstance(source, cls):
+            raise ValueError(f"a drafter for {source.kind} was given, and {cls.kind} was to draft")
+        return source
+    if source is None:
+        folder = embedded(lm, cls.kind)
+        if folder is None:
+            raise ValueError(
+                f"{lm.name} has no trained drafter for {cls.kind}: name its folder with heads=PATH, or train one with "
+                f"segue train drafter {cls.kind} -m MODEL --data TEXTS"
+            )
+    else:
+        folder = Path(source).expanduser()
+    key = f"{cls.kind}:{folder}"
+    if key not in lm.trained:
+        lm.trained[key] = load(folder, cls, lm)
+    found = lm.trained[key]
+    assert isinstance(found, cls)
+    return found
+
+
+def embedded(lm: LM, kind: str) -> Path | None:
+    """The folder of the drafter of that kind that the package has for this model's weights."""
+    for sheet in sorted(DRAFTERS.glob(f"*/{kind}/{SHEET}")):
+        if lm.identity and json.loads(sheet.read_text())["base"]["identity"] == lm.identity:
+            return sheet.parent
+    return None
