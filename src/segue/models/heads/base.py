@@ -62,6 +62,9 @@ class DraftNetwork(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.shape})"
+
     @classmethod
     def fresh(cls, lm: LM, seed: int = 0, **numbers: int) -> Self:
         """An untrained one for `lm`; `numbers` are those of its shape."""
@@ -152,14 +155,16 @@ def load(folder: Path, cls: type[DraftNetwork], lm: LM) -> DraftNetwork:
 
 
 def fitted(network: DraftNetwork, lm: LM) -> DraftNetwork:
-    """A network ready to draft for `lm`, on its device; on a CPU in float32, where so small products are fastest."""
+    """A network ready to draft for `lm`, on its device; on a CPU not in 16 bits, in which
+    so small products are no faster."""
     shape = network.shape
     if (shape.width, shape.vocab_size) != (lm.width, lm.vocab_size):
         raise ValueError(
             f"a drafter for states of {shape.width} numbers and {shape.vocab_size} tokens cannot draft for {lm.name}, "
             f"which has {lm.width} and {lm.vocab_size}"
         )
-    dtype = torch.float32 if lm.device.type == "cpu" else lm.dtype
+    halved = lm.dtype in (torch.bfloat16, torch.float16)
+    dtype = torch.float32 if lm.device.type == "cpu" and halved else lm.dtype
     network = network.to(device=lm.device, dtype=dtype).eval().requires_grad_(False)
     times = []
     with torch.inference_mode():
