@@ -1,0 +1,128 @@
+"""Training of a drafter beside a frozen model: on its states, behind its own text or a corpus'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segue import catalog
+from segue.data import Settings
+from segue.models.engine import Engine
+from segue.models.heads import KINDS, DraftNetwork, fitted, load, save
+from segue.models.heads.lesson import Lesson
+from segue.models.lm import LM
+from segue.models.run import Run
+from segue.train.recipes import Drafter
+from segue.train.states import Gathering, States, gather, windows
+from segue.train.task import Pass
+
+PROMPTS = 32  # held-out beginnings that are drafted for, to see what the drafter saves
+ANSWER = 64  # tokens of each
+
+
+class DrafterTask:
+    """A `Drafter` recipe at work in the folder `out`."""
+
+    told = ("right",)
+
+    def __init__(
+        self,
+        recipe: Drafter,
+        lm: LM,
+        texts: list[list[int]],
+        out: Path,
+        *,
+        start: Path | None = None,
+        progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ) -> None:
+        self.recipe, self.lm = recipe, lm
+        cls = KINDS[recipe.kind]
+        self.model: Any = load(start, cls, lm) if start else cls.fresh(lm, recipe.seed, **dict(recipe.numbers))
+        self.model = self.model.float().train().requires_grad_(True)
+        self.parts: dict[str, States] = {}
+        self.prompts: list[list[int]] = []
+        per_lesson = max(1, recipe.micro_tokens // (recipe.prompt + recipe.length))
+        for name, own in (("texts", False), ("own", True)):
+            if (own and recipe.texts_until >= 1) or (not own and recipe.texts_until <= 0):
+                continue
+            how = Gathering(cls.reads, own, recipe.prompt, recipe.length, recipe.temperature, recipe.top_k, recipe.seed)
+            found = windows(lm, texts, how, recipe.windows)
+
+            def told(done: int, total: int, name: str = name) -> None:
+                progress(f"gathering states of {'its own text' if name == 'own' else 'the texts'}", done, total)
+
+            folder = gather(lm, found, how, out / "states" / name, told)
+            self.parts[name] = States(folder, cls.reads, per_lesson, recipe.seed)
+            held = found[-max(1, len(found) // 20) :]
+            self.prompts = [text if lm.start_ids else text[: recipe.prompt] for text in held[:PROMPTS]]
+
+    @property
+    def place(self) -> dict[str, int]:
+        return {f"{name} {key}": value for name, part in self.parts.items() for key, value in part.place.items()}
+
+    @place.setter
+    def place(self, place: dict[str, int]) -> None:
+        for name, part in self.parts.items():
+            part.place = {key: place[f"{name} {key}"] for key in part.place}
+
+    def passes(self, spent: float) -> Iterator[Pass]:
+        recipe = self.recipe
+        part = self.parts["texts" if spent < recipe.texts_until else "own"]
+        lessons = [part.next() for _ in range(max(1, recipe.batch_tokens // recipe.micro_tokens))]
+        counts = [int(lesson.own.sum()) for lesson in lessons]
+        for lesson, count in zip(lessons, counts, strict=True):
+            loss = self.model.learn(self.lm, lesson).loss
+            yield Pass(loss, loss.item(), count / sum(counts), count)
+
+    @torch.no_grad()
+    def evaluate(self, *, quick: bool) -> dict[str, dict[str, float]]:
+        """The share of held-out tokens that are guessed right, in percent, by place behind the pending token; not in a
+        hurry also what the drafter saves on held-out prompts, greedily and sampled."""
+        part = self.parts.get("own") or self.parts["texts"]
+        result = {f"place {n}": {"right": right} for n, right in enumerate(self._right(part.heldout()), 1)}
+        if not quick:
+            for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+                result[name] = self.savings(temperature)
+        return result
+
+    def _right(self, lessons: list[Lesson]) -> list[float]:
+        hits: list[int] = []
+        counts: list[int] = []
+        for lesson in lessons:
+            marks = self.model.learn(self.lm, lesson)
+            hits = [a + b for a, b in zip(hits or [0] * len(marks.hits), marks.hits, strict=True)]
+            counts = [a + b for a, b in zip(counts or [0] * len(marks.hits), marks.counts, strict=True)]
+        return [round(100 * hit / max(count, 1), 2) for hit, count in zip(hits, counts, strict=True)]
+
+    def savings(self, temperature: float) -> dict[str, float]:
+        """Tokens per forward of the target behind held-out prompts, prompts themselves apart."""
+        network: DraftNetwork = self.model
+        was = network.dtype
+        method = catalog.build(self.recipe.kind, heads=fitted(network, self.lm))
+        engine, runs = Engine(), []
+        for number, prompt in enumerate(self.prompts):
+            settings = Settings(max_tokens=ANSWER, temperature=temperature, seed=number)
+            run = Run(self.lm, prompt, settings)
+            engine.add(run, method.run(run))
+            runs.append(run)
+        engine.drain()
+        self.model = network.to(was).train().requires_grad_(True)
+        tokens = sum(run.stats.tokens - 1 for run in runs)
+        forwards = sum(run.stats.target_forwards - run.stats.prefill_forwards for run in runs)
+        right = sum(run.stats.accepted for run in runs) / max(sum(run.stats.drafted for run in runs), 1)
+        return {"tokens_per_forward": round(tokens / max(forwards, 1), 3), "right": round(100 * right, 2)}
+
+    def facts(self) -> Mapping[str, Any]:
+        return {
+            "kind": self.recipe.kind,
+            "base": {"name": self.lm.name, "identity": self.lm.identity},
+            "shape": dict(self.recipe.numbers),
+            "epochs": {name: part.place["epoch"] for name, part in self.parts.items()},
+        }
+
+    def export(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """The drafter as training stands."""
+        save(self.model, self.lm, folder, dict(facts))
