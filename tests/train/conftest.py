@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from segue.models.build import LlamaShape
-from segue.train import Recipe
+from segue.train import LanguageModel
 
 
 def pack(path: Path, text: str) -> None:
@@ -56,8 +56,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def micro() -> Recipe:
-    return Recipe(
+def micro() -> LanguageModel:
+    return LanguageModel(
         "micro",
         LlamaShape(300, 32, 1, 2, 1, 64, head_dim=16, max_position_embeddings=64),
         mixture={"maths": 0.6, "translation": 0.4},

@@ -8,7 +8,7 @@ from textwrap import fill
 from typing import Any
 
 from segue.train.corpus import SOURCES
-from segue.train.recipes import find_recipe
+from segue.train.recipes import LanguageModel, find_recipe
 
 FORMS: Mapping[str, str] = {
     "tales": "prose",
@@ -126,8 +126,15 @@ def _architecture(models: Sequence[Any]) -> str:
     )
 
 
+def _recipe(summary: Mapping[str, Any]) -> LanguageModel:
+    recipe = find_recipe(summary["recipe"])
+    if not isinstance(recipe, LanguageModel):
+        raise ValueError(f"recipe {recipe.name!r} makes no language model; this card is of a target and its draft")
+    return recipe
+
+
 def _training(target: Mapping[str, Any], draft: Mapping[str, Any]) -> str:
-    recipe, student = find_recipe(target["recipe"]), find_recipe(draft["recipe"])
+    recipe, student = _recipe(target), _recipe(draft)
     made = target["made_on"]
     rows = [
         [f"`{run['command']}`", f"{run['tokens']:,}", f"{run['steps']:,}", run["minutes"], run["seed"]]
@@ -156,7 +163,7 @@ def _training(target: Mapping[str, Any], draft: Mapping[str, Any]) -> str:
 
 
 def _data(target: Mapping[str, Any], draft: Mapping[str, Any]) -> str:
-    mixture = find_recipe(target["recipe"]).mixture
+    mixture = _recipe(target).mixture
     return _table(
         ["source", "what", "share of tokens", "times read (mini, draft)", "form", "licence"],
         [
