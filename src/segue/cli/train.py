@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,10 +14,17 @@ from segue.cli import flags, report
 if TYPE_CHECKING:
     from segue.train import Recipe
 
+DRAFTER = "drafter"  # in place of a recipe's name
+
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="What to train; left out: list the recipes.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="What to train, or `drafter`; left out: list them.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="Of a drafter: the method that it drafts for.")] = None,
+    model: flags.Model = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of the data sets; for a drafter texts (.jsonl, plain)."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Work folder, training/RECIPE if left out; gives OUT/model.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Budget of training time; the recipe's own if left out.")
@@ -24,40 +33,90 @@ def train(
     threads: Annotated[int | None, typer.Option(help="Processor threads; torch's own choice if left out.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in OUT.")] = True,
     teacher: Annotated[Path | None, typer.Option(help="Model folder of the teacher, for recipes that distil.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Drafter to go on from, in place of a fresh one.")] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A number of a drafter's recipe."),
+    ] = None,
     json: flags.Json = False,
 ) -> None:
-    """Train a recipe. Stopped, the same command continues from the last checkpoint."""
+    """Train a model from a recipe, or a drafter beside a model. Stopped, the same command goes on where it was.
+
+    segue train drafter mlp_speculator -m MODEL --data texts.jsonl
+    """
     import segue.train
     from segue.train.recipes import find_recipe
 
     if recipe is None:
         _list(json)
         return
-    find_recipe(recipe)
-    if data is None:
-        raise ValueError(f"training {recipe} needs --data, the folder of the data sets")
-    if out is None:
-        out = Path("training") / recipe
-    if not data.is_dir():
-        raise ValueError(f"--data {data} is not a folder")
     say = report.note if json else print
-    summary = segue.train.train(
-        recipe, data=data, out=out, minutes=minutes, tokens=tokens, threads=threads, resume=resume,
-        teacher=teacher, say=say,
-    )  # fmt: skip
-    print(report.as_json(summary) if json else f"the model is in {out / 'model'}")
+    budget: dict[str, Any] = {"minutes": minutes, "tokens": tokens, "threads": threads, "resume": resume}
+    if recipe == DRAFTER:
+        if teacher is not None:
+            raise ValueError("a drafter learns from its model: drop --teacher")
+        summary, folder = _drafter(kind, model, data or [], out, start, flags.assignments(fields), budget, say)
+    else:
+        find_recipe(recipe)
+        for name, value in (("KIND", kind), ("--model", model), ("--start", start), ("--set", fields)):
+            if value:
+                raise ValueError(f"{name} is for drafters (segue train drafter KIND -m MODEL), not for {recipe}")
+        if not data:
+            raise ValueError(f"training {recipe} needs --data, the folder of the data sets")
+        folder = out or Path("training") / recipe
+        if len(data) > 1 or not data[0].is_dir():
+            raise ValueError(f"--data {' '.join(map(str, data))} is not a folder")
+        summary = segue.train.train(recipe, data=data[0], out=folder, teacher=teacher, say=say, **budget)
+    print(report.as_json(summary) if json else f"the model is in {folder / 'model'}")
+
+
+def _drafter(
+    kind: str | None,
+    model: str | None,
+    data: list[Path],
+    out: Path | None,
+    start: Path | None,
+    values: dict[str, str],
+    budget: dict[str, Any],
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], Path]:
+    """Train a drafter; the summary and the work folder."""
+    import segue
+    from segue.decode.speculative.store.corpus import read_corpus
+    from segue.train import train_drafter
+    from segue.train.recipes import DRAFTERS, drafter_recipe
+
+    if kind is None:
+        raise ValueError(f"name the kind of drafter: {', '.join(DRAFTERS)}")
+    recipe = drafter_recipe(kind, values)
+    if not data:
+        raise ValueError("training a drafter needs --data: texts (.jsonl with text or prompt on every line, or plain)")
+    corpus = read_corpus(data, prompts=True)
+    folder = out or Path("training") / kind
+    lm = segue.model(model, lean=False).lm  # exchanged parts have no gradients
+    command = f"segue train drafter {kind}" + (f" -m {shlex.quote(model)}" if model else "") + "".join(
+        f" --data {shlex.quote(str(path))}" for path in data
+    ) + "".join(f" --set {name}={value}" for name, value in values.items())  # fmt: skip
+    with report.progress() as progress:
+        summary = train_drafter(
+            recipe, lm, [document.ids(lm) for document in corpus.documents], out=folder, command=command, start=start,
+            say=say, progress=progress, **budget,
+        )  # fmt: skip
+    return summary, folder
 
 
 def _list(json: bool) -> None:
-    from segue.train import RECIPES
+    from segue.train import DRAFTERS, RECIPES
 
     if json:
-        print(report.as_json([_facts(r) for r in RECIPES.values()]))
+        print(report.as_json([_facts(r) for r in RECIPES.values()] + [_facts(r) for r in DRAFTERS.values()]))
         return
     for r in RECIPES.values():
         facts = _facts(r)
         shown = f"{facts['minutes']:g} minutes, {facts['layers']} layers of width {facts['width']}"
         print(f"{r.name}: {shown}" + (", needs --teacher" if r.taught else ""))
+    for d in DRAFTERS.values():
+        print(f"{d.name}: {d.minutes:g} minutes, beside a model (-m)")
 
 
 def _facts(recipe: Recipe) -> dict[str, object]:

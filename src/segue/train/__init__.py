@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from segue.train.recipes import RECIPES, LanguageModel, Recipe, Translation, find_recipe
+from segue.train.recipes import DRAFTERS, RECIPES, Drafter, LanguageModel, Recipe, Translation, find_recipe
 
-__all__ = ["RECIPES", "LanguageModel", "Recipe", "Translation", "train"]
+if TYPE_CHECKING:
+    from segue.models.lm import LM
+    from segue.train.task import Task
+
+__all__ = ["DRAFTERS", "RECIPES", "Drafter", "LanguageModel", "Recipe", "Translation", "train", "train_drafter"]
 
 
 def train(
@@ -31,15 +35,66 @@ def train(
     the model folder of their `teacher`. Lines for the reader go to `say`.
     """
     chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    if chosen.taught != (teacher is not None):
+        wrong = "needs a teacher: name the folder of a trained model" if chosen.taught else "takes no teacher"
+        raise ValueError(f"recipe {chosen.name!r} {wrong}")
+
+    def make() -> Task:
+        if isinstance(chosen, Translation):
+            from segue.train.translation import TranslationTask
+
+            return TranslationTask(chosen, data, out)
+        from segue.train.language import LanguageTask
+
+        assert isinstance(chosen, LanguageModel)
+        return LanguageTask(chosen, data, out, teacher)
+
+    command = f"segue train {chosen.name} --data DATA" + (" --teacher TEACHER" if chosen.taught else "")
+    return _run(chosen, make, command, out, minutes, tokens, resume, threads, say)
+
+
+def train_drafter(
+    recipe: Drafter,
+    lm: LM,
+    texts: list[list[int]],
+    *,
+    out: Path,
+    command: str,
+    minutes: float | None = None,
+    tokens: int | None = None,
+    resume: bool = True,
+    threads: int | None = None,
+    start: Path | None = None,
+    say: Callable[[str], None] = print,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Train a drafter for `lm` (loaded with lean=False) on texts of token ids, in the work folder `out`; the summary.
+    The drafter is in `out`/model. `start` is the folder of one to go on from; the rest is as in `train`."""
+
+    def make() -> Task:
+        from segue.train.drafter import DrafterTask
+
+        return DrafterTask(recipe, lm, texts, out, start=start, progress=progress)
+
+    return _run(recipe, make, command, out, minutes, tokens, resume, threads, say)
+
+
+def _run(
+    recipe: Recipe,
+    make: Callable[[], Task],
+    command: str,
+    out: Path,
+    minutes: float | None,
+    tokens: int | None,
+    resume: bool,
+    threads: int | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     if minutes is not None and tokens is not None:
         raise ValueError(f"a budget is minutes ({minutes:g}) or tokens ({tokens}), not both; drop one")
     for name, value in (("minutes", minutes), ("tokens", tokens), ("threads", threads)):
         if value is not None and value <= 0:
             raise ValueError(f"{name} must be above 0, not {value}")
-    if chosen.taught != (teacher is not None):
-        wrong = "needs a teacher: name the folder of a trained model" if chosen.taught else "takes no teacher"
-        raise ValueError(f"recipe {chosen.name!r} {wrong}")
-
     # Threads that spin while they wait lose most of their speed on a shared machine; torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
@@ -47,9 +102,8 @@ def train(
     from segue.train.loop import Budget, run_recipe
 
     if minutes is None and tokens is None:
-        minutes = chosen.minutes
+        minutes = recipe.minutes
     if threads is not None:
         torch.set_num_threads(threads)
-    return run_recipe(
-        chosen, data=data, out=out, budget=Budget(minutes, tokens), resume=resume, teacher=teacher, say=say
-    )
+    budget = Budget(minutes, tokens)
+    return run_recipe(recipe, make, out=out, budget=budget, command=command, resume=resume, say=say)

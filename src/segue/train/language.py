@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
-from segue.models.build import END_OF_TEXT, PADDING, fresh_llama, load_llama, project_embeddings
+from segue.models.build import END_OF_TEXT, PADDING, fresh_llama, load_llama, project_embeddings, save_model
 from segue.train.batches import Reader, prepare, sequences_per
 from segue.train.evaluate import heldout
 from segue.train.recipes import LanguageModel
@@ -78,6 +78,9 @@ class LanguageTask:
 
     def evaluate(self, *, quick: bool) -> dict[str, dict[str, float]]:
         return heldout(self.model, self.folder, self.recipe.mixture, limit=SMALL_EVALUATION if quick else None)
+
+    def export(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        save_model(self.model, self.tokenizer_file, folder)
 
     def facts(self) -> Mapping[str, Any]:
         return {"epochs": {name: round(value, 2) for name, value in self.reader.epochs().items()}}

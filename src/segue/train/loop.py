@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 
-from segue.models.build import save_model
 from segue.train import checkpoints
 from segue.train.journal import Journal
-from segue.train.language import LanguageTask
+from segue.train.page import write_page
 from segue.train.provenance import provenance
-from segue.train.recipes import LanguageModel, Recipe, Translation
+from segue.train.publish import loss_curve
+from segue.train.recipes import Recipe
 from segue.train.task import Task
-from segue.train.translation import TranslationTask
 
 CHECKPOINT_SECONDS = 120.0
 EXPORT_SECONDS = 600.0  # between small evaluations, each with a usable model
@@ -53,7 +52,7 @@ class Run:
 
     recipe: Recipe
     task: Task
-    optimisers: tuple[torch.optim.Optimizer, torch.optim.Optimizer]
+    optimisers: list[torch.optim.Optimizer]  # of the hidden matrices, where they have one of their own, and the rest
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -76,33 +75,30 @@ class Run:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
 
     def export(self, folder: Path) -> None:
-        """A model that can be loaded, as training stands."""
-        save_model(self.task.model, self.task.tokenizer_file, folder)
-
-
-def _command(recipe: Recipe, budget: Budget) -> str:
-    teacher = " --teacher TEACHER" if recipe.taught else ""
-    return f"segue train {recipe.name} --data DATA{teacher} {budget.option()}"
+        """What can be used, as training stands."""
+        self.task.export(folder, {"recipe": self.recipe.name, "steps": self.step, "tokens": self.tokens})
 
 
 def run_recipe(
     recipe: Recipe,
+    make: Callable[[], Task],
     *,
-    data: Path,
     out: Path,
     budget: Budget,
+    command: str,
     resume: bool,
-    teacher: Path | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train `recipe` in the work folder `out` until `budget` is spent; return the summary.
 
-    `out` receives recipe.json, tokens/, checkpoints/, log.jsonl, summary.json and the finished model in model/.
+    `make` gives its task once the folder is known to be its own, and prepares the data there; `command` is what a
+    reader types for the same. `out` receives recipe.json, the data, checkpoints/, log.jsonl, summary.json,
+    report.html and what was trained in model/.
     """
     _keep_freed_memory()
     _claim(out, recipe)
-    say(f"preparing the corpus in {out / 'tokens'}")
-    run = _start(recipe, data, out, teacher)
+    say(f"preparing the data in {out}")
+    run = _start(recipe, make())
     saved = checkpoints.latest(out / "checkpoints", say)
     if saved is not None and not resume:
         raise ValueError(f"{out} already holds checkpoints; resume, or name another out folder")
@@ -120,10 +116,10 @@ def run_recipe(
         run.export(out / "model")
         journal.say("evaluating on the held-out parts")
         scores = run.task.evaluate(quick=False)
-        return journal.finish(
+        summary = journal.finish(
             {
                 "recipe": recipe.name,
-                "command": _command(recipe, budget),
+                "command": f"{command} {budget.option()}",
                 "seed": recipe.seed,
                 "parameters": sum(weight.numel() for weight in run.task.model.parameters()),
                 "budget": asdict(budget),
@@ -136,13 +132,15 @@ def run_recipe(
             },
             run.task.told,
         )
+    write_page(out, summary, loss_curve(out / "log.jsonl"))
+    return summary
 
 
 def _claim(out: Path, recipe: Recipe) -> None:
     """Mark the folder as this recipe's; ValueError where it holds the work of another, or of other numbers."""
     stamp = out / STAMP
     if not stamp.exists():
-        if (out / "tokens").exists() or (out / "checkpoints").exists():
+        if any((out / part).exists() for part in ("tokens", "states")) or (out / "checkpoints").exists():
             raise ValueError(
                 f"{out} holds the work of an earlier version of segue, which does not say by which recipe; "
                 "name another out folder"
@@ -163,24 +161,19 @@ def _claim(out: Path, recipe: Recipe) -> None:
         )
 
 
-def _start(recipe: Recipe, data: Path, out: Path, teacher: Path | None) -> Run:
-    task = _task(recipe, data, out, teacher)
-    embeddings = task.model.get_input_embeddings().weight
-    matrices = {id(part.weight) for part in task.model.modules() if isinstance(part, torch.nn.Linear)}
+def _start(recipe: Recipe, task: Task) -> Run:
+    modules = list(task.model.modules())
+    tables = {id(part.weight) for part in modules if isinstance(part, torch.nn.Embedding)}
+    matrices = {id(part.weight) for part in modules if isinstance(part, torch.nn.Linear)} if recipe.muon_lr else set()
     hidden: list[torch.Tensor] = []
     rest: list[torch.Tensor] = []
     for weight in task.model.parameters():
-        (hidden if id(weight) in matrices and weight is not embeddings else rest).append(weight)
-    muon = torch.optim.Muon(hidden, lr=recipe.muon_lr, weight_decay=recipe.weight_decay)
-    adam = torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
-    return Run(recipe, task, (muon, adam))
-
-
-def _task(recipe: Recipe, data: Path, out: Path, teacher: Path | None) -> Task:
-    if isinstance(recipe, Translation):
-        return TranslationTask(recipe, data, out)
-    assert isinstance(recipe, LanguageModel)
-    return LanguageTask(recipe, data, out, teacher)
+        (hidden if id(weight) in matrices - tables else rest).append(weight)
+    optimisers: list[torch.optim.Optimizer] = []
+    if hidden:
+        optimisers.append(torch.optim.Muon(hidden, lr=recipe.muon_lr, weight_decay=recipe.weight_decay))
+    optimisers.append(torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0))
+    return Run(recipe, task, optimisers)
 
 
 def rate(recipe: Recipe, spent: float) -> float:
@@ -218,7 +211,7 @@ def _step(run: Run, spent: float) -> tuple[float, float]:
         run.tokens += part.tokens
     norm = torch.nn.utils.clip_grad_norm_(run.task.model.parameters(), recipe.clip).item()
     factor = rate(recipe, spent)
-    for optimiser, top in zip(run.optimisers, (recipe.muon_lr, recipe.adam_lr), strict=True):
+    for optimiser, top in zip(reversed(run.optimisers), (recipe.adam_lr, recipe.muon_lr), strict=False):
         for group in optimiser.param_groups:
             group["lr"] = top * factor
         optimiser.step()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from difflib import get_close_matches
 from types import MappingProxyType
+from typing import Any
 
 from segue.models.build import LlamaShape, T5Shape
 
@@ -37,7 +38,7 @@ class Recipe:
     micro_tokens: int = 1024  # per forward pass; small ones stay in the processor's cache
     warm_until: float = 0.02
     decay_from: float = 0.70  # from here on the learning rates fall linearly to 0
-    muon_lr: float = 0.02  # hidden matrices
+    muon_lr: float = 0.02  # hidden matrices; at 0 they are trained as the rest
     adam_lr: float = 4e-3  # embeddings and norms
     weight_decay: float = 0.02
     clip: float = 1.0
@@ -49,7 +50,7 @@ class Recipe:
         return False
 
     def size(self) -> dict[str, int]:
-        """The layers, width and vocabulary of the model."""
+        """What there is to say of the shape: of a model its layers, width and vocabulary."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
@@ -91,6 +92,23 @@ class Translation(Recipe):
         return {"layers": layers, "width": shape.d_model, "vocabulary": shape.vocab_size}
 
 
+@dataclass(frozen=True)
+class Drafter(Recipe):
+    """A network beside a frozen model, which learns to guess what the model writes."""
+
+    kind: str
+    numbers: tuple[tuple[str, int], ...] = ()  # of its shape
+    texts_until: float = 0.0  # up to this fraction of the budget on the texts as they are, then on the model's own
+    windows: int = 4096  # texts of each sort, at most
+    prompt: int = 32  # tokens of a window's beginning
+    length: int = 128  # tokens behind it
+    temperature: float = 1.0  # at which the model writes
+    top_k: int = 10
+
+    def size(self) -> dict[str, int]:
+        return dict(self.numbers)
+
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "mini": LanguageModel("mini", LlamaShape(6144, 256, 6, 4, 2, 768), minutes=80.0),
@@ -110,6 +128,51 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
     }
 )
+
+
+CHOICES = ("texts_until", "windows", "prompt", "length", "temperature", "top_k", "batch_tokens", "adam_lr", "seed")
+
+
+def _drafter(kind: str, **values: Any) -> Drafter:
+    return Drafter(f"drafter {kind}", kind=kind, minutes=10.0, muon_lr=0.0, adam_lr=1e-3, **values)
+
+
+DRAFTERS: Mapping[str, Drafter] = MappingProxyType(
+    {
+        recipe.kind: recipe
+        for recipe in (
+            _drafter("blockwise_parallel"),
+            _drafter("mlp_speculator", texts_until=0.7),
+        )
+    }
+)
+
+
+def drafter_recipe(kind: str, values: Mapping[str, Any] = MappingProxyType({})) -> Drafter:
+    """How a drafter of a kind is trained; `values` are numbers in which it shall differ, of the recipe or of the
+    network's shape, also as text."""
+    if kind not in DRAFTERS:
+        close = get_close_matches(kind, DRAFTERS, n=1, cutoff=0.0)[0]
+        known = ", ".join(DRAFTERS)
+        raise ValueError(f"no drafter of kind {kind!r} can be trained; did you mean {close!r}? There are: {known}")
+    recipe = DRAFTERS[kind]
+    own = {name: _number(name, value) for name, value in values.items() if name in CHOICES}
+    shape = dict(recipe.numbers) | {n: int(_number(n, value)) for n, value in values.items() if n not in CHOICES}
+    changed = {name: type(getattr(recipe, name))(value) for name, value in own.items()}
+    recipe = replace(recipe, numbers=tuple(shape.items()), **changed)
+    if not 0 <= recipe.texts_until <= 1:
+        raise ValueError(f"texts_until={recipe.texts_until:g} is not allowed: from 0 (never) to 1 (always)")
+    return recipe
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not (number > 0 or (number == 0 and name == "texts_until")):
+        raise ValueError(f"{name}={value} is not allowed: a number above 0")
+    return number
 
 
 def find_recipe(name: str) -> Recipe:

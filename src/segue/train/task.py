@@ -1,4 +1,4 @@
-"""What the training loop asks of the thing it trains, be it a language model or a translator."""
+"""What the training loop asks of the thing it trains, be it a language model, a translator or a drafter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ class Task(Protocol):
     """A model with its data. `place` is all that says where in the data training is, kept in checkpoints as it is."""
 
     model: Any
-    tokenizer_file: Path
     place: dict[str, int]
 
     @property
@@ -36,6 +35,9 @@ class Task(Protocol):
 
     def evaluate(self, *, quick: bool) -> dict[str, dict[str, float]]:
         """Measures on held-out data, by its name; `quick` reads a part of it."""
+
+    def export(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write what can be used, as training stands; `facts` say how far that is."""
 
     def facts(self) -> Mapping[str, Any]:
         """What the summary says of this kind of task alone."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, processors
 
-from segue.models.build import END_OF_TEXT, PADDING, fresh_t5
+from segue.models.build import END_OF_TEXT, PADDING, fresh_t5, save_model
 from segue.train.pairs import Batch, Pair, PairReader, heldout_pairs, news_pairs, pad, training_pairs
 from segue.train.recipes import Translation
 from segue.train.task import Pass
@@ -114,6 +114,9 @@ class TranslationTask:
                 written[i] = line
         self.model.train()
         return written
+
+    def export(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        save_model(self.model, self.tokenizer_file, folder)
 
     def facts(self) -> Mapping[str, Any]:
         return {"epochs": round(self.reader.epochs(), 2), "pairs": len(self.reader.sources)}
