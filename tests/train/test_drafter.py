@@ -94,7 +94,9 @@ def test_training_goes_on_from_a_drafter(lm: LM, texts: list[list[int]], tmp_pat
     learn(recipe, lm, texts, tmp_path / "first", tokens=3000)
     for name, start in (("fresh", None), ("second", tmp_path / "first" / "model")):
         learn(recipe, lm, texts, tmp_path / name, tokens=64, start=start)
-    fresh, second = (json.loads((tmp_path / n / "log.jsonl").open().readline())["loss"] for n in ("fresh", "second"))
+    fresh, second = (
+        json.loads((tmp_path / n / "log.jsonl").read_text().splitlines()[0])["loss"] for n in ("fresh", "second")
+    )
     assert second < 0.7 * fresh
 
 
