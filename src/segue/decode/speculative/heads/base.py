@@ -40,10 +40,10 @@ class Trained(Speculative):
     def start(self, run: Run) -> Any:
         return Beside(trained(run.lm, self.network, self.heads))
 
-    def read(self, run: Run, state: Beside, scores: Scores) -> None:
+    def read(self, run: Run, state: Any, scores: Scores) -> None:
         state.see(scores, -1, len(run.ids) + 1)
 
-    def observe(self, run: Run, state: Beside, outcome: Outcome) -> None:
+    def observe(self, run: Run, state: Any, outcome: Outcome) -> None:
         state.see(outcome.scores, outcome.path[-1], len(run.ids))
 
 
