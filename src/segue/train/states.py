@@ -52,8 +52,8 @@ def windows(lm: LM, texts: Sequence[Sequence[int]], how: Gathering, most: int) -
         found = [list(text[i : i + size]) for text in texts for i in range(0, len(text) - how.prompt, size)]
     if len(found) < PARTS:
         raise ValueError(
-            f"{len(found)} windows of up to {how.prompt} + {how.length} tokens are too few to learn from: at least {PARTS}; "
-            "give more or longer texts, or lower --prompt or --length"
+            f"{len(found)} windows of up to {how.prompt} + {how.length} tokens are too few: at least {PARTS}; "
+            "give more or longer texts, or lower --set prompt=... or length=..."
         )
     return [found[i * len(found) // most] for i in range(most)] if len(found) > most else found
 
