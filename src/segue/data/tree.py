@@ -28,6 +28,7 @@ class DraftTree:
     q: dict[int, Tensor] = field(default_factory=dict)  # parent node -> (V,) its sampled children were drawn from
     rows: dict[int, Tensor] = field(default_factory=dict)  # node -> (V,) a draft model's logits after it, where known
     replacement: bool = True  # siblings were drawn with replacement
+    together: bool = False  # nodes that are only read back see each other
     is_chain: bool = True
 
     @classmethod
@@ -112,6 +113,10 @@ class DraftTree:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def see_each_other(self) -> None:
+        """From now on the nodes that are only read back see each other, whatever hangs from what."""
+        self.together, self.is_chain = True, False
+
     def children(self) -> list[list[int]]:
         """Acceptable children of every node, in draw order."""
         lists: list[list[int]] = [[] for _ in self.tokens]
@@ -145,7 +150,7 @@ class DraftTree:
         return nodes[::-1]
 
     def ancestors(self) -> Tensor:
-        """(n, n) bool: entry [i, j] says that node i sees node j (its ancestors and itself)."""
+        """(n, n) bool: entry [i, j] says that node i sees node j (its ancestors and itself, and whatever else is together with it)."""
         n = len(self.tokens)
         if self.is_chain:
             return torch.ones(n, n, dtype=torch.bool).tril_()
@@ -154,7 +159,11 @@ class DraftTree:
             row = list(rows[parent]) if parent >= 0 else [False] * n
             row[node] = True
             rows.append(row)
-        return torch.tensor(rows, dtype=torch.bool)
+        seen = torch.tensor(rows, dtype=torch.bool)
+        if self.together:
+            group = torch.tensor(self.scored_only)
+            seen |= group[:, None] & group
+        return seen
 
     def truncate(self, size: int, depth: int | None = None) -> DraftTree:
         """At most `size` nodes (the root included), none deeper than `depth`: those of highest survival, the product of
@@ -195,7 +204,8 @@ class DraftTree:
             {new[old]: row for old, row in self.q.items() if old in new},
             {new[old]: row for old, row in self.rows.items() if old in new},
             self.replacement,
-            all(parent == i - 1 for i, parent in enumerate(parents)),
+            self.together,
+            not self.together and all(parent == i - 1 for i, parent in enumerate(parents)),
         )
 
     def narrow(self, leaves: int | None) -> DraftTree:

@@ -26,7 +26,7 @@ BATCH = 2048  # tokens of one call
 class LlamaCppLM(LM):
     """Built by `segue.models.llamacpp.load.load`."""
 
-    lacking = frozenset({"hidden states", "attention weights", "a choice of layers"})
+    lacking = frozenset({"hidden states", "attention weights", "a choice of layers", "masks that see each other"})
 
     def __init__(
         self,

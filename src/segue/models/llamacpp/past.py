@@ -69,6 +69,8 @@ class LlamaPast:
         """Make room for a tree on top of the past; gives the sequence numbers of every node. Rows of a tree that was
         never committed are dropped."""
         self.drop()
+        if tree.together:
+            raise CapabilityError("llama.cpp cannot let nodes of a tree see each other: load with backend transformers")
         if tree.is_chain:
             self.leaves = [(len(tree) - 1, self.number)]
             self._parents = tree.parents
