@@ -144,6 +144,7 @@ DRAFTERS: Mapping[str, Drafter] = MappingProxyType(
             _drafter("blockwise_parallel"),
             _drafter("mlp_speculator", texts_until=0.7),
             _drafter("chimera"),
+            _drafter("jakiro"),
         )
     }
 )

@@ -57,7 +57,7 @@ class ChimeraNetwork(Attending):
 
     def newest(self, lm: LM, grams: Tensor) -> Tensor:
         """Trigram vectors (..., D) of tokens (..., grams), oldest first."""
-        x = self.grain(self.at_home(lm.embed(grams))).flatten(-2)
+        x = self.grain(self.at_home(lm.embed(grams)).detach()).flatten(-2)
         vectors: Tensor = self.trigram(x + F.silu(x @ self.residual))
         return vectors
 
