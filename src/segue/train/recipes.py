@@ -143,6 +143,9 @@ DRAFTERS: Mapping[str, Drafter] = MappingProxyType(
         for recipe in (
             _drafter("blockwise_parallel"),
             _drafter("mlp_speculator", texts_until=0.7),
+            _drafter("chimera"),
+            _drafter("jakiro"),
+            _drafter("eesd"),
         )
     }
 )

@@ -35,7 +35,11 @@ class Marks:
     def guess(self, logits: Tensor, tokens: Tensor) -> None:
         """The next place: logits (N, V) for tokens (N,)."""
         logits = logits.float()
-        self.losses.append(F.cross_entropy(logits, tokens) if len(tokens) else logits.sum())
+        self.note(F.cross_entropy(logits, tokens) if len(tokens) else logits.sum(), logits, tokens)
+
+    def note(self, loss: Tensor, logits: Tensor, tokens: Tensor) -> None:
+        """The next place, with a loss of its own."""
+        self.losses.append(loss)
         self.hits.append(int((logits.argmax(-1) == tokens).sum()))
         self.counts.append(len(tokens))
 

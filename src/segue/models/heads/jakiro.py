@@ -1,0 +1,131 @@
+"""One decoder layer of two experts that guesses the base model's next states and the ones after (Huang et al. 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.models.heads import base
+from segue.models.heads.context import Attending
+from segue.models.heads.layer import Attention, Rows, SwiGLU, behind
+from segue.models.heads.lesson import Lesson, Marks
+from segue.models.lm import LM
+
+REHEARSED = 64  # tokens of the context in which a round is timed
+PASSES, FRONTIER = 4, 8  # of that round, and branches of each but the first
+NOISE = 0.1  # at most, of the states' size, so that guessed states do later
+LIKENESS = 0.1  # weight of the vocabulary's cross-entropy beside the distance of states
+SECOND = 0.5  # weight of the second output's loss
+
+
+@dataclass(frozen=True)
+class Shape(base.Shape):
+    attention_heads: int = 4
+    inner: int = 256  # width of an expert
+    experts: int = 2  # 1: a plain layer with as many weights and no second output
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.experts > 2:
+            raise ValueError(f"experts={self.experts} is not allowed: 1 or 2")
+
+
+class JakiroNetwork(Attending):
+    """x_t = P [e(token t+1); h_t] enters the layer; behind its attention two experts E_0 and E_1, each with a weight
+    from two softmaxes of two, w and v:
+    left = w_0 E_0 + w_1 E_1 is (with the residual) the guess of h_{t+1}; right, the larger of v E less the smaller,
+    that of h_{t+2}. The base's own vocabulary projection makes tokens of both."""
+
+    kind = "jakiro"
+    shape_type = Shape
+    shape: Shape
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        width = shape.width
+        self.enter = nn.Linear(2 * width, width, bias=False)
+        self.attention = Attention(width, shape.attention_heads)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        inner = 2 * shape.inner // shape.experts
+        self.experts = nn.ModuleList(SwiGLU(width, inner) for _ in range(shape.experts))
+        self.gate = nn.Linear(width, 4, bias=False) if shape.experts == 2 else None
+
+    def entering(self, lm: LM, states: Tensor, following: Tensor) -> Tensor:
+        vectors = self.at_home(lm.embed(following)).detach()
+        entering: Tensor = self.enter(torch.cat([vectors, self.at_home(states)], -1))
+        return entering
+
+    def forward(
+        self, entering: Tensor, positions: Tensor, shared: Rows, mask: Tensor | None = None, chain: Rows | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What entered (..., N, D) at positions (N,), and the rows that it sees as Attention takes them -> guesses
+        (..., N, D) of the next state and, where there are two experts, of the one after."""
+        states = self.attention(entering, positions, shared, mask, chain)
+        inner = self.norm(states)
+        if self.gate is None:
+            return states + self.experts[0](inner), None
+        first, second = (expert(inner) for expert in self.experts)
+        gates = self.gate(inner)
+        sums, differences = gates[..., :2].softmax(-1), gates[..., 2:].softmax(-1)
+        left = sums[..., :1] * first + sums[..., 1:] * second
+        right = differences[..., :1] * first - differences[..., 1:] * second
+        top = torch.where(differences[..., :1] > differences[..., 1:], 1.0, -1.0).to(right.dtype)
+        return states + left, states + top * right
+
+    def branch(
+        self, lm: LM, features: Tensor, tokens: Tensor, position: Tensor, context: Rows, chain: Rows | None
+    ) -> tuple[Tensor, Tensor | None, Rows]:
+        """The pass for drafted tokens (N,) at one position (1,), with guesses (N, D) of the states before them, the
+        context's rows and those of the branches' earlier tokens: new guesses, and the branches' rows with these."""
+        entering = self.entering(lm, features, tokens)
+        chain = behind(chain, self.attention.rows(entering, position))
+        return *self(entering, position, context, chain=chain), chain
+
+    def rehearse(self, lm: LM) -> None:
+        device = lm.device
+        states = torch.zeros(REHEARSED, self.shape.width, device=device)
+        entering = self.entering(lm, states, torch.zeros(REHEARSED, dtype=torch.long, device=device))
+        context = self.attention.rows(entering, torch.arange(REHEARSED, device=device))
+        chain: Rows | None = None
+        for step in range(PASSES):
+            count = FRONTIER if step else 1
+            tokens = torch.zeros(count, dtype=torch.long, device=device)
+            chain = None if step == 1 else chain
+            position = torch.tensor([REHEARSED + step], device=device)
+            left, _, chain = self.branch(lm, states[:count], tokens, position, context, chain)
+            lm.head(left)
+
+    def learn(self, lm: LM, lesson: Lesson) -> Marks:
+        """The distance of the guessed states, and how their next tokens' distributions differ; states that enter are
+        disturbed a little, as guessed ones are."""
+        marks = Marks()
+        states = self.at_home(lesson.states[-1])
+        entering = self.entering(lm, self._disturbed(states[:, :-1], lesson), lesson.ids[:, 1:])
+        places = torch.arange(entering.shape[1], device=states.device)
+        mask = places[:, None] >= places
+        outputs = self(entering, places, self.attention.rows(entering, places), mask)
+        for place, (guessed, weight) in enumerate(zip(outputs, (1.0, SECOND), strict=True)):
+            if guessed is None:
+                break
+            entries, positions, tokens = lesson.ahead(place + 2)
+            features, true = guessed[entries, positions], states[entries, positions + place + 1]
+            logits = lm.head(features).float()
+            with torch.no_grad():
+                wanted = lm.head(true).float().softmax(-1)
+            count = max(len(tokens), 1)
+            distance = F.smooth_l1_loss(features, true, reduction="sum") / (count * self.shape.width)
+            unlike = -(wanted * logits.log_softmax(-1)).sum() / count
+            marks.note(weight * (distance + LIKENESS * unlike), logits, tokens)
+        return marks
+
+    def _disturbed(self, states: Tensor, lesson: Lesson) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()):
+            return states
+        # The noise follows from the texts alone: training that was cut short goes on as it would have.
+        seed = int((lesson.ids * torch.arange(1, lesson.ids.shape[1] + 1, device=lesson.ids.device)).sum())
+        noise = torch.rand(states.shape, generator=torch.Generator().manual_seed(seed)).to(states)
+        size = states.pow(2).mean().sqrt()
+        return states + (2 * noise - 1) * (NOISE * size)

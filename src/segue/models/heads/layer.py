@@ -1,0 +1,94 @@
+"""The parts of a transformer layer for drafters that attend: rotary positions, attention, a gated feed-forward network.
+
+Queries see rows of keys and values that all of them share, and each its own chain of further rows behind those: so the
+branches of a draft tree, and all texts' drafts in training, cost no mask over each other.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BASE = 10_000.0  # of the rotary angles
+
+Rows = tuple[Tensor, Tensor]  # keys and values
+
+
+class Attention(nn.Module):
+    """Multi-head attention with a norm before it and the residual behind it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.size = 2 * math.ceil(width / (2 * heads))  # of a head; even, since pairs are rotated
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.query, self.key, self.value = (nn.Linear(width, heads * self.size, bias=False) for _ in range(3))
+        self.out = nn.Linear(heads * self.size, width, bias=False)
+
+    def rows(self, states: Tensor, positions: Tensor) -> Rows:
+        """States (..., N, D) at positions (N,) -> keys and values (..., H, N, C)."""
+        states = self.norm(states)
+        return rotated(self._split(self.key(states)), positions), self._split(self.value(states))
+
+    def forward(
+        self, states: Tensor, positions: Tensor, shared: Rows, mask: Tensor | None = None, chain: Rows | None = None
+    ) -> Tensor:
+        """States (..., N, D) at positions (N,), with what they found in the rows (..., H, S, C) that all see, or those
+        among them that mask (N, S) names, and each in its own chain (..., H, N, J, C)."""
+        queries = rotated(self._split(self.query(self.norm(states))), positions) / self.size**0.5
+        keys, values = shared
+        weights = queries @ keys.transpose(-1, -2)
+        if mask is not None:
+            weights = weights.masked_fill(~mask, -torch.inf)
+        if chain is None:
+            found = weights.softmax(-1) @ values
+        else:
+            own = torch.einsum("...nc,...njc->...nj", queries, chain[0])
+            count = weights.shape[-1]
+            weights = torch.cat([weights, own], -1).softmax(-1)
+            found = weights[..., :count] @ values
+            found = found + torch.einsum("...nj,...njc->...nc", weights[..., count:], chain[1])
+        out: Tensor = self.out(found.transpose(-2, -3).flatten(-2))
+        return states + out
+
+    def _split(self, rows: Tensor) -> Tensor:
+        """(..., N, H * C) -> (..., H, N, C)."""
+        return rows.view(*rows.shape[:-1], self.heads, self.size).transpose(-2, -3)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x)."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate, self.up = (nn.Linear(width, inner, bias=False) for _ in range(2))
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        out: Tensor = self.down(F.silu(self.gate(states)) * self.up(states))
+        return out
+
+
+def rotated(rows: Tensor, positions: Tensor) -> Tensor:
+    """Rows (..., N, C) turned by the angles of their positions (N,) (Su et al. 2021)."""
+    half = rows.shape[-1] // 2
+    speeds = BASE ** (-torch.arange(half, device=rows.device, dtype=torch.float32) / half)
+    angles = positions[:, None].float() * speeds
+    cos, sin = angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
+    left, right = rows[..., :half], rows[..., half:]
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
+
+
+def behind(chain: Rows | None, rows: Rows) -> Rows:
+    """Chains (..., H, N, J, C), or none yet, with one row (..., H, N, C) more each."""
+    if chain is None:
+        return rows[0].unsqueeze(-2), rows[1].unsqueeze(-2)
+    return torch.cat([chain[0], rows[0].unsqueeze(-2)], -2), torch.cat([chain[1], rows[1].unsqueeze(-2)], -2)
+
+
+def picked(chain: Rows, places: Tensor) -> Rows:
+    """The chains (..., H, N, J, C) of these places (M,) among the N."""
+    return chain[0].index_select(-3, places), chain[1].index_select(-3, places)
