@@ -61,6 +61,11 @@ def train(
             raise ValueError("a drafter learns from its model: drop --teacher")
         places = {"states": states, "start": start}
         summary, folder = _drafter(kind, model, data or [], out, flags.assignments(fields), budget | places, say)
+    elif recipe in segue.train.TUNED:
+        for name, given in {"KIND": kind, "--states": states, "--start": start, "--teacher": teacher}.items():
+            if given:
+                raise ValueError(f"{name} is not for {recipe}, which tunes a whole model (-m MODEL --data TEXTS)")
+        summary, folder = _tuned(recipe, model, data or [], out, flags.assignments(fields), budget, say)
     else:
         find_recipe(recipe)
         for name, value in (
@@ -104,9 +109,7 @@ def _drafter(
     corpus = read_corpus(data, prompts=True)
     folder = out or Path("training") / kind
     lm = segue.model(model, lean=False).lm  # exchanged parts have no gradients
-    command = f"segue train drafter {kind}" + (f" -m {shlex.quote(model)}" if model else "") + "".join(
-        f" --data {shlex.quote(str(path))}" for path in data
-    ) + "".join(f" --set {name}={value}" for name, value in values.items())  # fmt: skip
+    command = _command(f"segue train drafter {kind}", model, data, values)
     with report.progress() as progress:
         summary = train_drafter(
             recipe, lm, [document.ids(lm) for document in corpus.documents], out=folder, command=command, say=say,
@@ -115,16 +118,57 @@ def _drafter(
     return summary, folder
 
 
+def _tuned(
+    kind: str,
+    model: str | None,
+    data: list[Path],
+    out: Path | None,
+    values: dict[str, str],
+    options: dict[str, Any],
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], Path]:
+    """Tune a model for a method; the summary and the work folder."""
+    from segue.train import tune_model
+    from segue.train.recipes import tuned_recipe
+
+    recipe = tuned_recipe(kind, values)
+    texts = _texts(data, model)
+    folder = out or Path("training") / kind
+    command = _command(f"segue train {kind}", model, data, values)
+    return tune_model(recipe, model, texts, out=folder, command=command, say=say, **options), folder
+
+
+def _texts(data: list[Path], model: str | None) -> list[list[int]]:
+    """The token ids of all texts, as a model reads them."""
+    import segue
+    from segue.decode.speculative.store.corpus import read_corpus
+
+    if not data:
+        raise ValueError("this training needs --data: texts (.jsonl with text or prompt on every line, or plain)")
+    documents = read_corpus(data, prompts=True).documents
+    lm = segue.model(model).lm
+    return [document.ids(lm) for document in documents]
+
+
+def _command(begin: str, model: str | None, data: list[Path], values: dict[str, str]) -> str:
+    """What a reader types for the same training."""
+    parts = [f"-m {shlex.quote(model)}"] if model else []
+    parts += [f"--data {shlex.quote(str(path))}" for path in data]
+    return " ".join([begin, *parts, *(f"--set {name}={value}" for name, value in values.items())])
+
+
 def _list(json: bool) -> None:
-    from segue.train import DRAFTERS, RECIPES
+    from segue.train import DRAFTERS, RECIPES, TUNED
 
     if json:
-        print(report.as_json([_facts(r) for r in RECIPES.values()] + [_facts(r) for r in DRAFTERS.values()]))
+        print(report.as_json([_facts(r) for r in (*RECIPES.values(), *TUNED.values(), *DRAFTERS.values())]))
         return
     for r in RECIPES.values():
         facts = _facts(r)
         shown = f"{facts['minutes']:g} minutes, {facts['layers']} layers of width {facts['width']}"
         print(f"{r.name}: {shown}" + (", needs --teacher" if r.taught else ""))
+    for t in TUNED.values():
+        print(f"{t.name}: {t.minutes:g} minutes, of a whole model (-m)")
     for d in DRAFTERS.values():
         print(f"{d.name}: {d.minutes:g} minutes, beside a model (-m)")
 

@@ -157,7 +157,8 @@ class DraftTree:
         return nodes[::-1]
 
     def ancestors(self) -> Tensor:
-        """(n, n) bool: entry [i, j] says that node i sees node j (its ancestors and itself, and whatever else is together with it)."""
+        """(n, n) bool: entry [i, j] says that node i sees node j: its ancestors and itself, and what it sees together
+        with others."""
         n = len(self.tokens)
         if self.is_chain:
             return torch.ones(n, n, dtype=torch.bool).tril_()

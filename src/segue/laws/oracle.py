@@ -108,6 +108,26 @@ class NetworkOracle:
         row: Tensor = self._network(**ids, use_cache=False).logits[0, -1]
         return row
 
+    @torch.no_grad()
+    def logits_together(self, before: Sequence[int], block: Sequence[int]) -> Tensor:
+        """(n, V) the model's raw logits at the n tokens of a block, which see each other and all tokens before."""
+        ids = torch.tensor([[*before, *block]], device=self._lm.device)
+        places = torch.arange(ids.shape[1])
+        inside = places >= len(before)
+        seen = (places[:, None] >= places) | (inside[:, None] & inside)
+        config = self._network.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        near = seen & (places[:, None] - places < window) if window else seen
+        masks = {}
+        for name, visible in (("full_attention", seen), ("sliding_attention", near)):
+            mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+            masks[name] = mask[None, None].to(self._lm.device)
+        mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        given = masks if mixed else masks["full_attention"]
+        out = self._network(input_ids=ids, attention_mask=given, position_ids=places[None], use_cache=False)
+        rows: Tensor = out.logits[0, len(before) :]
+        return rows
+
     def beams(self, prompt: Sequence[int], settings: Settings, **options: Any) -> list[tuple[list[int], float]]:
         """The finished texts of transformers' beam search with their scores, best first. `options` go to generate."""
         ids = torch.tensor([list(prompt)], device=self._lm.device)

@@ -7,13 +7,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segue.train.recipes import DRAFTERS, RECIPES, Drafter, LanguageModel, Recipe, Translation, find_recipe
+from segue.train.recipes import (
+    DRAFTERS,
+    RECIPES,
+    TUNED,
+    Drafter,
+    LanguageModel,
+    Recipe,
+    Translation,
+    Tuned,
+    find_recipe,
+)
 
 if TYPE_CHECKING:
     from segue.models.lm import LM
     from segue.train.task import Task
 
-__all__ = ["DRAFTERS", "RECIPES", "Drafter", "LanguageModel", "Recipe", "Translation", "train", "train_drafter"]
+__all__ = [
+    "DRAFTERS",
+    "RECIPES",
+    "TUNED",
+    "Drafter",
+    "LanguageModel",
+    "Recipe",
+    "Translation",
+    "Tuned",
+    "train",
+    "train_drafter",
+    "tune_model",
+]
 
 
 def train(
@@ -77,6 +99,30 @@ def train_drafter(
         from segue.train.drafter import DrafterTask
 
         return DrafterTask(recipe, lm, texts, out, states=states, start=start, progress=progress)
+
+    return _run(recipe, make, command, out, minutes, tokens, resume, threads, say)
+
+
+def tune_model(
+    recipe: Tuned,
+    source: str | None,
+    texts: list[list[int]],
+    *,
+    out: Path,
+    command: str,
+    minutes: float | None = None,
+    tokens: int | None = None,
+    resume: bool = True,
+    threads: int | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Tune the model at `source` on texts of token ids for a method that needs a model of its own, in the work folder
+    `out`; the summary. The tuned model is in `out`/model; the rest is as in `train`."""
+
+    def make() -> Task:
+        from segue.train.tuned import TunedTask
+
+        return TunedTask(recipe, source, texts)
 
     return _run(recipe, make, command, out, minutes, tokens, resume, threads, say)
 

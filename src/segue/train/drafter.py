@@ -9,18 +9,13 @@ from typing import Any
 import torch
 
 from segue import catalog
-from segue.data import Settings
-from segue.models.engine import Engine
 from segue.models.heads import KINDS, DraftNetwork, fitted, load, save
 from segue.models.heads.lesson import Lesson
 from segue.models.lm import LM
-from segue.models.run import Run
 from segue.train.recipes import Drafter
+from segue.train.savings import PROMPTS, savings
 from segue.train.states import Gathering, States, gather, windows
 from segue.train.task import Pass
-
-PROMPTS = 32  # held-out beginnings that are drafted for, to see what the drafter saves
-ANSWER = 64  # tokens of each
 
 
 class DrafterTask:
@@ -101,22 +96,13 @@ class DrafterTask:
         return [round(100 * hit / max(count, 1), 2) for hit, count in zip(hits, counts, strict=True)]
 
     def savings(self, temperature: float) -> dict[str, float]:
-        """Tokens per forward of the target behind held-out prompts, prompts themselves apart."""
+        """What the drafter saves behind held-out prompts."""
         network: DraftNetwork = self.model
         was = network.dtype
         method = catalog.build(self.recipe.kind, heads=fitted(network, self.lm))
-        engine, runs = Engine(), []
-        for number, prompt in enumerate(self.prompts):
-            settings = Settings(max_tokens=ANSWER, temperature=temperature, seed=number)
-            run = Run(self.lm, prompt, settings)
-            engine.add(run, method.run(run))
-            runs.append(run)
-        engine.drain()
+        found = savings(self.lm, method, self.prompts, temperature)
         self.model = network.to(was).train().requires_grad_(True)
-        tokens = sum(run.stats.tokens - 1 for run in runs)
-        forwards = sum(run.stats.target_forwards - run.stats.prefill_forwards for run in runs)
-        right = sum(run.stats.accepted for run in runs) / max(sum(run.stats.drafted for run in runs), 1)
-        return {"tokens_per_forward": round(tokens / max(forwards, 1), 3), "right": round(100 * right, 2)}
+        return found
 
     def facts(self) -> Mapping[str, Any]:
         return {

@@ -109,6 +109,18 @@ class Drafter(Recipe):
         return dict(self.numbers)
 
 
+@dataclass(frozen=True)
+class Tuned(Recipe):
+    """A whole model that goes on learning, by the objective of a method that needs a model of its own."""
+
+    kind: str
+    length: int = 128  # tokens of a text
+    mask: int = -1  # token that masks; -1: the tokenizer's own mask, or its padding
+
+    def size(self) -> dict[str, int]:
+        return {}
+
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "mini": LanguageModel("mini", LlamaShape(6144, 256, 6, 4, 2, 768), minutes=80.0),
@@ -130,7 +142,14 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 )
 
 
+TUNED: Mapping[str, Tuned] = MappingProxyType(
+    {
+        kind: Tuned(kind, kind=kind, minutes=20.0, batch_tokens=4096, micro_tokens=2048, muon_lr=0.0, adam_lr=5e-4)
+        for kind in ("space", "lexical_units", "set_block")
+    }
+)
 CHOICES = ("texts_until", "windows", "prompt", "length", "temperature", "top_k", "batch_tokens", "adam_lr", "seed")
+TUNED_CHOICES = ("length", "mask", "batch_tokens", "adam_lr", "seed")
 
 
 def _drafter(kind: str, **values: Any) -> Drafter:
@@ -165,6 +184,17 @@ def drafter_recipe(kind: str, values: Mapping[str, Any] = MappingProxyType({})) 
     recipe = replace(recipe, numbers=tuple(shape.items()), **changed)
     if not 0 <= recipe.texts_until <= 1:
         raise ValueError(f"texts_until={recipe.texts_until:g} is not allowed: from 0 (never) to 1 (always)")
+    return recipe
+
+
+def tuned_recipe(kind: str, values: Mapping[str, Any] = MappingProxyType({})) -> Tuned:
+    """How a model is tuned for a method; `values` are numbers in which it shall differ, also as text."""
+    recipe = TUNED[kind]
+    for name, value in values.items():
+        if name not in TUNED_CHOICES:
+            raise ValueError(f"{kind} has no number {name!r}: it has {', '.join(TUNED_CHOICES)}")
+        number = 0.0 if name == "mask" and str(value) == "0" else _number(name, value)
+        recipe = replace(recipe, **{name: type(getattr(recipe, name))(number)})
     return recipe
 
 

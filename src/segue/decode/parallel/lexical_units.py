@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from segue.card import Card, Claim, Limit, Paper
+from segue.card import Card, Claim, Paper, SameTarget
 from segue.data import CapabilityError, DraftTree, Want
 from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Run
@@ -31,7 +31,7 @@ class LexicalUnits:
             year=2024,
         ),
         claim=Claim(value=1.33, unit="speed-up", baseline="greedy", setting="13B, text; code 1.30"),
-        exact=(Limit(knob="beta", exact_at=1.0),),
+        exact=(SameTarget(target="lexical_units"),),
         trains="the model",
         needs=("logits", "tree attention", "a model tuned by lexical_units"),
         departs="the published repository has no code: the loss follows the paper's description",

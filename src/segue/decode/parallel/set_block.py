@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segue.card import Card, Claim, Limit, Paper
+from segue.card import Card, Claim, Paper, SameTarget
 from segue.data import CapabilityError, DraftTree, Scores, TokenLogprob, Want
 from segue.decode.plain import Plain
 from segue.models.lm import LM
@@ -32,7 +32,7 @@ class SetBlock:
     card = Card(
         paper=Paper(id="2509.04185", title="Set Block Decoding is a Language Model Inference Accelerator", year=2025),
         claim=Claim(value=3.0, unit="tokens/forward", baseline="next-token twin", setting="3 to 5, 8B models"),
-        exact=(Limit(knob="block", exact_at=0, begin=4),),
+        exact=(SameTarget(target="set_block"),),
         trains="the model",
         needs=("logits", "tree attention", "masks that see each other", "a model tuned by set_block"),
         check="spec",
@@ -62,17 +62,19 @@ class SetBlock:
             return
         mask = mask_token(run.lm, "set_block", self.mask)
         scores = yield from run.prefill()
-        written = [run.pick(scores, -1)]
-        going = run.emit(written, scores, [-1])
+        unread = [run.pick(scores, -1)]
+        going = run.emit(unread, scores, [-1])
         while going:
-            written, details = yield from self._fill(run, written, min(size, run.remaining), mask)
+            written, details = yield from self._fill(run, unread, min(size, run.remaining), mask)
             run.stats.rounds += 1
+            unread = [unread[-1], *written]
             going = run.give(written, details)
 
     def _fill(
         self, run: Run, unread: list[int], size: int, mask: int
     ) -> Generator[Request, Scores, tuple[list[int], list[TokenLogprob]]]:
-        """The tokens of the next block, with what logprobs asks for; `unread` is the block before."""
+        """The tokens of the next block, with what logprobs asks for. Of `unread`, the text that the cache has not, the
+        last token is not read into it either, since every forward begins with one."""
         found: list[int | None] = [None] * size
         details: dict[int, TokenLogprob] = {}
         while None in found:
@@ -84,7 +86,7 @@ class SetBlock:
                 nodes.append(last)
             tree.see_each_other()
             scores = yield Forward(run.sequence, tree, Want())
-            if tip:  # the last token stays, since a forward needs one to begin with
+            if tip:
                 run.sequence.commit(list(range(tip)))
                 unread = unread[-1:]
             hidden = [place for place in range(size) if found[place] is None]

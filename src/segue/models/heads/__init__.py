@@ -32,7 +32,7 @@ def trained(lm: LM, cls: type[N], source: str | os.PathLike[str] | DraftNetwork 
     if isinstance(source, DraftNetwork):
         if not isinstance(source, cls):
             raise ValueError(f"a drafter for {source.kind} was given, and {cls.kind} was to draft")
-        return source
+        return source.eval().requires_grad_(False)
     if source is None:
         folder = embedded(lm, cls.kind)
         if folder is None:
