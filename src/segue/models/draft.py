@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from segue.data import DraftTree, Scores, Want
@@ -22,10 +23,17 @@ from segue.ops.accept import without
 Read = Callable[[list[int]], Generator[Request, Scores, Tensor]]  # all ids so far -> the draft's logits (V,) after them
 
 
-def chain(run: Run, steps: int, read: Read, source: str, least: float = 0.0) -> Generator[Request, Scores, DraftTree]:
+def chain(
+    run: Run,
+    steps: int,
+    read: Read,
+    source: str,
+    least: float = 0.0,
+    go_on: Callable[[Tensor], bool] = lambda row: True,
+) -> Generator[Request, Scores, DraftTree]:
     """Draft up to `steps` tokens one by one: the arg-max where the run is greedy, else drawn from q, warped as the
-    target is. Ends behind a token at which the draft's largest probability was below `least`; that token is kept, since
-    to drop it for what it is would bias the samples."""
+    target is. Ends behind a token at which the draft's largest probability was below `least`, or whose row of logits
+    does not `go_on`; that token is kept, since to drop it for what it is would bias the samples."""
     tree = DraftTree.root(run.ids[-1])
     for step in range(steps):
         ids = run.ids + tree.tokens[1:]
@@ -40,7 +48,7 @@ def chain(run: Run, steps: int, read: Read, source: str, least: float = 0.0) -> 
             if least:
                 sure = float(q.max())
             tree.add(step, run.chance.index(q), sampled=True, source=source)
-        if sure < least:
+        if sure < least or not go_on(row):
             break
     return tree
 
@@ -109,6 +117,42 @@ def drafting(sequence: Sequence) -> Iterator[None]:
     finally:
         sequence.drafts = drafts
         sequence.rollback(mark)
+
+
+class FirstLayers:
+    """Tokens that the first layers of the target read one by one on its own sequence, until the others read them all at
+    once from where these stopped."""
+
+    def __init__(self, sequence: Sequence, count: int) -> None:
+        self.count = count
+        self.tokens: list[int] = []
+        self._sequence = sequence
+        self._mark = sequence.mark()
+        self._states: list[Tensor] = []
+
+    def read(self, token: int, *, logits: bool = False) -> Generator[Request, Scores, Scores]:
+        """One more token: its state behind the last of these layers and, where wanted, the logits that the model's norm
+        and head make of that."""
+        want = Want(logits="all" if logits else "none", layers=tuple(range(self.count)), hidden=(self.count,))
+        scores = yield Forward(self._sequence, DraftTree.root(token), want)
+        self._sequence.commit([0])
+        self.tokens.append(token)
+        self._states.append(scores.hidden[self.count])
+        return scores
+
+    def close(self) -> None:
+        """Back to where it began; what was read waits for the other layers."""
+        self._sequence.reopen(self._mark)
+
+    @property
+    def states(self) -> Tensor:
+        """(n, D) behind the last of these layers."""
+        return torch.cat(self._states)
+
+    def rest(self, most: int | None = None) -> Want:
+        """How the other layers read the tokens, or the first of them."""
+        layers = tuple(range(self.count, self._sequence.lm.layers))
+        return Want(layers=layers, states=self.states[:most])
 
 
 def cut_back(draft: Sequence, text: list[int], known: int = 0) -> None:

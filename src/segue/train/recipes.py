@@ -145,7 +145,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 TUNED: Mapping[str, Tuned] = MappingProxyType(
     {
         kind: Tuned(kind, kind=kind, minutes=20.0, batch_tokens=4096, micro_tokens=2048, muon_lr=0.0, adam_lr=5e-4)
-        for kind in ("space", "lexical_units", "set_block")
+        for kind in ("space", "lexical_units", "set_block", "free")
     }
 )
 CHOICES = ("texts_until", "windows", "prompt", "length", "temperature", "top_k", "batch_tokens", "adam_lr", "seed")

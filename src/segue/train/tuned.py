@@ -37,7 +37,8 @@ class TunedTask:
         if network.config.is_encoder_decoder:
             raise ValueError(f"{self.base} is an encoder-decoder, and {recipe.kind} tunes decoders alone")
         self.model: Any = network.float().train()
-        self.objective = TUNINGS[recipe.kind](mask=self._mask(recipe.mask))
+        kind = TUNINGS[recipe.kind]
+        self.objective = kind(mask=self._mask(recipe.mask)) if kind.masks else kind()
         pieces = [t[i : i + recipe.length] for t in texts for i in range(0, len(t) - recipe.length + 1, recipe.length)]
         if len(pieces) < PARTS:
             raise ValueError(

@@ -22,18 +22,18 @@ from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.base import Budget, Outcome
 from segue.decode.speculative.budget import Costs, Planner, controller
 from segue.decode.speculative.heads.base import Attentive
-from segue.models.draft import chain
+from segue.models.draft import FirstLayers, chain
 from segue.models.heads import trained
 from segue.models.heads.context import Context
 from segue.models.heads.exit import ExitLayer
 from segue.models.heads.layer import Rows
-from segue.models.run import Forward, Request, Run
+from segue.models.run import Request, Run
 
 
 class Exits(Context):
     """What a run keeps: the states behind layer N, and those of the round's draft."""
 
-    drafted: Tensor | None = None  # (n, D) behind layer N, of the round's tree
+    drafted: FirstLayers | None = None  # the round's tree
 
 
 @dataclass(frozen=True)
@@ -89,43 +89,33 @@ class EESD(Attentive):
         yield from self.catch_up(run, state)
         network: ExitLayer = state.network
         context = state.rows(run.ids)
-        states: list[Tensor] = []
+        first = FirstLayers(run.sequence, network.shape.exit)
         rows: Rows | None = None
-        sequence, first = run.sequence, tuple(range(network.shape.exit))
-
-        def lower(token: int) -> Generator[Request, Scores, Tensor]:
-            want = Want(logits="none", layers=first, hidden=network.reads)
-            scores = yield Forward(sequence, DraftTree.root(token), want)
-            sequence.commit([0])
-            states.append(scores.hidden[network.shape.exit])
-            return states[-1]
 
         def read(ids: list[int]) -> Generator[Request, Scores, Tensor]:
             nonlocal rows
-            state = yield from lower(ids[-1])
+            scores = yield from first.read(ids[-1])
             with torch.inference_mode():
-                features, rows = network.step(state, len(ids) - 1, context, rows)
+                features, rows = network.step(scores.hidden[first.count], len(ids) - 1, context, rows)
                 return run.lm.head(features)[0]
 
-        mark, drafts = sequence.mark(), sequence.drafts
-        sequence.drafts = True
+        drafts, run.sequence.drafts = run.sequence.drafts, True
         try:
             tree = yield from chain(run, steps, read, self.name)
-            yield from lower(tree.tokens[-1])
+            yield from first.read(tree.tokens[-1])
         finally:
-            sequence.drafts = drafts
-            sequence.reopen(mark)
-        state.drafted = torch.cat(states)
+            run.sequence.drafts = drafts
+            first.close()
+        state.drafted = first
         return tree
 
     def verifying(self, state: Exits, tree: DraftTree) -> Want:
         assert state.drafted is not None
-        layers = tuple(range(state.network.shape.exit, state.lm.layers))
-        return Want(layers=layers, states=state.drafted[: len(tree)])
+        return state.drafted.rest(len(tree))
 
     def observe(self, run: Run, state: Exits, outcome: Outcome) -> None:
         drafted, state.drafted = state.drafted, None
         if drafted is None or outcome.scores.hidden:  # a plain round, or somebody else's forward
             super().observe(run, state, outcome)
         else:
-            state.add(drafted[outcome.path], len(run.sequence))
+            state.add(drafted.states[outcome.path], len(run.sequence))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from segue.models.tuning.base import SHEET, Tuning, mask_token, read_sheet
+from segue.models.tuning.free import FreeTuning
 from segue.models.tuning.lexical_units import LexicalUnitTuning
 from segue.models.tuning.set_block import SetBlockTuning
 from segue.models.tuning.space import SpaceTuning
 
 __all__ = ["SHEET", "TUNINGS", "Tuning", "mask_token", "read_sheet"]
 
-TUNINGS: dict[str, type[Tuning]] = {cls.kind: cls for cls in (SpaceTuning, LexicalUnitTuning, SetBlockTuning)}
+TUNINGS: dict[str, type[Tuning]] = {
+    cls.kind: cls for cls in (SpaceTuning, LexicalUnitTuning, SetBlockTuning, FreeTuning)
+}

@@ -23,8 +23,9 @@ class Tuning:
     its own attention."""
 
     kind: ClassVar[str]
+    masks: ClassVar[bool] = True  # whether it needs a token to mask with
 
-    mask: int  # token id that stands for what is not known
+    mask: int = -1  # token id that stands for what is not known
 
     def loss(self, network: Any, ids: Tensor, there: Tensor, generator: torch.Generator) -> Tensor:
         """What is minimised on texts (B, T), of which `there` (B, T) says what is no padding; random choices come from
