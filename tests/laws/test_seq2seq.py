@@ -16,9 +16,10 @@ from segue.decode.speculative.prompt_lookup import PromptLookup
 from segue.laws.base import LawBroken, decode
 from segue.laws.edges import edges
 from segue.laws.same_tokens import same_tokens
-from segue.laws.suite import repetitive
+from segue.laws.suite import TUNED, repetitive
 from segue.laws.worlds import TEXT_TO_TEXT, World, network_world
 from segue.models.run import Run
+from segue.models.tuning import TUNINGS
 from tests.laws.conftest import assert_promises_hold
 
 METHODS = list(catalog.entries())
@@ -32,7 +33,7 @@ def the_world(family: str) -> World:
 @pytest.mark.parametrize("family", TEXT_TO_TEXT)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_laws_hold(name: str, family: str) -> None:
-    lacking = {"a choice of layers", "a dense datastore"}
+    lacking = {"a choice of layers", "a dense datastore", *(TUNED + kind for kind in TUNINGS)}
     if family.startswith("t5"):
         lacking.add("attention weights")  # of layers with a bias
     assert_promises_hold(name, the_world(family), lacking, r"encoder-decoder|attention")

@@ -32,8 +32,9 @@ def test_windows_are_taken_evenly(lm: LM) -> None:
     text = [i % 96 for i in range(10 * 40)]
     assert windows(lm, [text], HOW, 100) == [text[i : i + 10] for i in range(0, 400, 10)]
     assert windows(lm, [text], HOW, 20) == [text[i : i + 10] for i in range(0, 400, 20)]
-    with pytest.raises(ValueError, match=r"19 windows of 4 \+ 6 tokens are too few"):
-        windows(lm, [text[:199]], HOW, 100)
+    assert windows(lm, [text[:197], text[:14]], HOW, 100)[19:] == [text[190:197], text[:10]]
+    with pytest.raises(ValueError, match=r"19 windows of up to 4 \+ 6 tokens are too few"):
+        windows(lm, [text[:194]], HOW, 100)
 
 
 @pytest.mark.parametrize("own", [False, True])

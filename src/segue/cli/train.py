@@ -33,6 +33,10 @@ def train(
     threads: Annotated[int | None, typer.Option(help="Processor threads; torch's own choice if left out.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint in OUT.")] = True,
     teacher: Annotated[Path | None, typer.Option(help="Model folder of the teacher, for recipes that distil.")] = None,
+    states: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the model's states, for several drafters; OUT/states if left out."),
+    ] = None,
     start: Annotated[Path | None, typer.Option(help="Drafter to go on from, in place of a fresh one.")] = None,
     fields: Annotated[
         list[str] | None,
@@ -55,10 +59,17 @@ def train(
     if recipe == DRAFTER:
         if teacher is not None:
             raise ValueError("a drafter learns from its model: drop --teacher")
-        summary, folder = _drafter(kind, model, data or [], out, start, flags.assignments(fields), budget, say)
+        places = {"states": states, "start": start}
+        summary, folder = _drafter(kind, model, data or [], out, flags.assignments(fields), budget | places, say)
     else:
         find_recipe(recipe)
-        for name, value in (("KIND", kind), ("--model", model), ("--start", start), ("--set", fields)):
+        for name, value in (
+            ("KIND", kind),
+            ("--model", model),
+            ("--states", states),
+            ("--start", start),
+            ("--set", fields),
+        ):
             if value:
                 raise ValueError(f"{name} is for drafters (segue train drafter KIND -m MODEL), not for {recipe}")
         if not data:
@@ -75,9 +86,8 @@ def _drafter(
     model: str | None,
     data: list[Path],
     out: Path | None,
-    start: Path | None,
     values: dict[str, str],
-    budget: dict[str, Any],
+    options: dict[str, Any],
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], Path]:
     """Train a drafter; the summary and the work folder."""
@@ -99,8 +109,8 @@ def _drafter(
     ) + "".join(f" --set {name}={value}" for name, value in values.items())  # fmt: skip
     with report.progress() as progress:
         summary = train_drafter(
-            recipe, lm, [document.ids(lm) for document in corpus.documents], out=folder, command=command, start=start,
-            say=say, progress=progress, **budget,
+            recipe, lm, [document.ids(lm) for document in corpus.documents], out=folder, command=command, say=say,
+            progress=progress, **options,
         )  # fmt: skip
     return summary, folder
 

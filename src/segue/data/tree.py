@@ -182,8 +182,13 @@ class DraftTree:
         return self.keep({0, *proposals[: max(size - 1, 0)], *(i for i in range(n) if self.scored_only[i])})
 
     def keep(self, keep: set[int]) -> DraftTree:
-        """The subtree of these nodes, which must hold the root and the parent of each; their order stays."""
-        order = sorted(keep)
+        """The subtree of these nodes, which must hold the root and the parent of each that could be accepted; their
+        order stays. What is only read back goes with the node that it hangs from."""
+        kept = set[int]()
+        for node in sorted(keep):
+            if self.parents[node] in kept or node == 0 or not self.scored_only[node]:
+                kept.add(node)
+        order = sorted(kept)
         new = {old: i for i, old in enumerate(order)}
         parents = [-1, *(new[self.parents[old]] for old in order[1:])]
         return DraftTree(

@@ -20,9 +20,11 @@ from segue.laws.oracle import TableOracle
 from segue.laws.same_distribution import as_far_as
 from segue.laws.same_target import same_target
 from segue.laws.same_tokens import Compared, same_tokens
+from segue.laws.tuned import tuned
 from segue.laws.worlds import World, neighbour
 from segue.models.lm import LM
 from segue.models.method import Method
+from segue.models.tuning import TUNINGS
 from segue.ops.automaton import Avoid, Phrases
 
 # What a need on a card is met with, given the target: the values of the fields that name it.
@@ -33,9 +35,11 @@ SHORT: Companions = {"a long prompt": lambda lm: {"keep": 2, "queries": 2}}  # w
 INSTRUCTED: Companions = {"an instruction": lambda lm: {"instruction": 1, "noisy": (1,)}}
 # A drafter that was hardly trained for the laws of what is kept and refused, and one that knows the text.
 TRAINED = "trained heads"
+TUNED = "a model tuned by "
 STORES: Companions = {"a datastore": suffix, "a dense datastore": dense, "a trigram table": trigram}
 ORDINARY: Companions = {
     "a draft model": lambda lm: {"draft": neighbour(lm)},
+    **{TUNED + kind: lambda lm: {"mask": 0} for kind in TUNINGS},
     TRAINED: lambda lm: {"lessons": 10},
     **STORES,
     **WORDLESS,
@@ -78,7 +82,8 @@ def check(
         if isinstance(promise, SameTokens):
             ran[name] = _same_tokens(build(cls, world.lm, companions), world)
             if not isinstance(world.oracle, TableOracle) and issubclass(cls, Speculative) and not iterates(cls):
-                ran["less work"] = less_work(build(cls, world.lm, ideal), world.lm, repetitive(world))
+                best = _at_its_best(card, world)
+                ran["less work"] = less_work(build(cls, best.lm, ideal), best.lm, repetitive(best))
         elif isinstance(promise, SameDistribution) and isinstance(world.oracle, TableOracle):
             ran[name] = _same_distribution(build(cls, world.lm, companions), world)
         elif isinstance(promise, Limit):
@@ -93,6 +98,12 @@ def check(
         elif isinstance(promise, Learned):
             raise LawBroken(f"{cls.__name__} promises {name}, and there is no law for it yet")
     return ran
+
+
+def _at_its_best(card: Card, world: World) -> World:
+    """The world, or, for a method that needs a model of its own, one whose model was tuned for it."""
+    kind = next((need.removeprefix(TUNED) for need in card.needs if need.startswith(TUNED)), None)
+    return world if kind is None else tuned(world.lm.name.split("-")[1], kind)
 
 
 def load(method: str | type) -> Any:

@@ -102,7 +102,7 @@ def network(family: str, seed: int = 0) -> Any:
 def network_world(family: str, seed: int = 0) -> World:
     """A tiny network with transformers' generate as the oracle."""
     lm = wrap(network(family, seed), name=f"tiny-{family}-{seed}")
-    return World(_timeless(lm), NetworkOracle(lm), prompts(lm, seed))
+    return World(timeless(lm), NetworkOracle(lm), prompts(lm, seed))
 
 
 def prompts(lm: LM, seed: int = 0) -> list[list[int]]:
@@ -128,10 +128,10 @@ def _as_gguf(net: Any, name: str) -> LM:
     with tempfile.TemporaryDirectory(prefix="segue-world-") as folder:
         lm = load(convert(net, None, Path(folder) / f"{name}.gguf", "f32"), kv_dtype="float32")
     _originals[lm] = net
-    return _timeless(lm)
+    return timeless(lm)
 
 
-def _timeless(lm: LM) -> LM:
+def timeless(lm: LM) -> LM:
     """Its forwards count as costing the same whatever they score, so that no clock decides what a method does."""
     vars(lm)["cost"] = FLAT
     return lm
@@ -163,7 +163,7 @@ def neighbour(lm: LM, seed: int = 1) -> LM:
         return _as_gguf(_shake(copy.deepcopy(_originals[lm]), _SPREAD / 8, seed), f"{lm.name}-neighbour")
     if not isinstance(lm, TransformersLM):
         raise ValueError(f"{lm.name} has no neighbour: give the laws a draft model for it")
-    return _timeless(wrap(_shake(copy.deepcopy(lm.network), _SPREAD / 8, seed), name=f"{lm.name}-neighbour"))
+    return timeless(wrap(_shake(copy.deepcopy(lm.network), _SPREAD / 8, seed), name=f"{lm.name}-neighbour"))
 
 
 def _shake(model: Any, spread: float, seed: int, keep: float = 1.0) -> Any:

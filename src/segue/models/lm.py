@@ -45,6 +45,7 @@ class LM(ABC):
     def __init__(self) -> None:
         self.stores: dict[str, Any] = {}  # what drafters keep between requests, by method name
         self.companions: dict[str, LM] = {}  # draft models loaded for this one, by path
+        self.tuned: dict[str, Any] = {}  # what it was tuned for, if for a method of its own
         self.trained: dict[str, Any] = {}  # networks that draft from its hidden states, by kind and folder
         self.compiled: OrderedDict[Any, Any] = OrderedDict()  # grammars made ready for its tokens
 

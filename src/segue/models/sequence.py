@@ -19,6 +19,7 @@ class Past(Protocol):
 
     def commit(self, path: list[int]) -> None: ...
     def truncate(self, length: int) -> None: ...
+    def reopen(self, length: int) -> None: ...
     def fork(self) -> Past: ...
     def view(self, kept: Mapping[int, Tensor], turn: Any = None) -> Past: ...
     def follow(self, other: Any, start: int, stop: int) -> None: ...
@@ -75,6 +76,16 @@ class Sequence:
         if mark.length > len(self.tokens):
             raise ValueError(f"cannot roll back to length {mark.length}: the sequence has {len(self.tokens)} tokens")
         self.past.truncate(mark.length)
+        del self.tokens[mark.length :]
+        self.pending = mark.pending
+        self.scored = None
+
+    def reopen(self, mark: Mark) -> None:
+        """Back to a mark, but what the first layers read since then one by one stays where it is, for one forward that
+        runs the layers behind them on the same tokens, from their states (Want.layers and states)."""
+        if mark.length > len(self.tokens):
+            raise ValueError(f"cannot reopen at length {mark.length}: the sequence has {len(self.tokens)} tokens")
+        self.past.reopen(mark.length)
         del self.tokens[mark.length :]
         self.pending = mark.pending
         self.scored = None

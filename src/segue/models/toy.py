@@ -24,14 +24,21 @@ class ToyPast:
     def __init__(self, length: int = 0, partial: bool = False) -> None:
         self.length = length
         self.partial = partial
+        self.open = False  # the first layers have read what comes next
 
     def commit(self, path: list[int]) -> None:
         self.length += len(path)
+        self.open = False
 
     def truncate(self, length: int) -> None:
         if length > self.length:
             raise ValueError(f"cannot truncate {self.length} rows to {length}")
         self.length = length
+        self.open = False
+
+    def reopen(self, length: int) -> None:
+        self.truncate(length)
+        self.open = True
 
     def fork(self) -> ToyPast:
         return ToyPast(self.length, self.partial)
@@ -104,7 +111,7 @@ class ToyLM(LM):
             if not isinstance(sequence.past, ToyPast) or sequence.past.length != len(sequence):
                 raise ValueError("the sequence's past does not match its tokens")
             nodes = want.rows(len(tree))
-            missing = 0 if want.layers is None else self.layers - len(want.layers)
+            missing = 0 if want.layers is None or sequence.past.open else self.layers - len(want.layers)
             share = missing / self.layers + 0.5 * sequence.past.partial
             contexts = [sequence.tokens + [tree.tokens[i] for i in tree.path(node)] for node in range(len(tree))]
             places = [self._index(context) for context in contexts]

@@ -64,17 +64,19 @@ def train_drafter(
     tokens: int | None = None,
     resume: bool = True,
     threads: int | None = None,
+    states: Path | None = None,
     start: Path | None = None,
     say: Callable[[str], None] = print,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Train a drafter for `lm` (loaded with lean=False) on texts of token ids, in the work folder `out`; the summary.
-    The drafter is in `out`/model. `start` is the folder of one to go on from; the rest is as in `train`."""
+    The drafter is in `out`/model. The states that it learns from are kept in the folder `states`, which drafters that
+    read the same may share; `start` is the folder of a drafter to go on from; the rest is as in `train`."""
 
     def make() -> Task:
         from segue.train.drafter import DrafterTask
 
-        return DrafterTask(recipe, lm, texts, out, start=start, progress=progress)
+        return DrafterTask(recipe, lm, texts, out, states=states, start=start, progress=progress)
 
     return _run(recipe, make, command, out, minutes, tokens, resume, threads, say)
 

@@ -35,6 +35,7 @@ class DrafterTask:
         texts: list[list[int]],
         out: Path,
         *,
+        states: Path | None = None,
         start: Path | None = None,
         progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     ) -> None:
@@ -54,7 +55,7 @@ class DrafterTask:
             def told(done: int, total: int, name: str = name) -> None:
                 progress(f"gathering states of {'its own text' if name == 'own' else 'the texts'}", done, total)
 
-            folder = gather(lm, found, how, out / "states" / name, told)
+            folder = gather(lm, found, how, (states or out / "states") / name, told)
             self.parts[name] = States(folder, cls.reads, per_lesson, recipe.seed)
             held = found[-max(1, len(found) // 20) :]
             self.prompts = [text if lm.start_ids else text[: recipe.prompt] for text in held[:PROMPTS]]

@@ -44,16 +44,16 @@ class Gathering:
 
 def windows(lm: LM, texts: Sequence[Sequence[int]], how: Gathering, most: int) -> list[list[int]]:
     """The token windows of a corpus, taken evenly from all of it where there are more than `most`. Of an
-    encoder-decoder every text is a source."""
+    encoder-decoder every text is a source. The last of a text may be short, if more than a beginning is left."""
     if lm.start_ids:
         found = [list(text[: lm.longest_prompt(0)]) for text in texts if text]
     else:
         size = how.prompt + how.length
-        found = [list(text[i : i + size]) for text in texts for i in range(0, len(text) - size + 1, size)]
+        found = [list(text[i : i + size]) for text in texts for i in range(0, len(text) - how.prompt, size)]
     if len(found) < PARTS:
         raise ValueError(
-            f"{len(found)} windows of {how.prompt} + {how.length} tokens are too few to learn from: at least {PARTS}; "
-            "give more or longer texts, or lower --prompt or --length"
+            f"{len(found)} windows of up to {how.prompt} + {how.length} tokens are too few: at least {PARTS}; "
+            "give more or longer texts, or lower --set prompt=... or length=..."
         )
     return [found[i * len(found) // most] for i in range(most)] if len(found) > most else found
 

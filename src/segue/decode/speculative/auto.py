@@ -145,6 +145,9 @@ class Auto(Speculative):
         for name, drafter in state.drafters.items():
             drafter.read(run, state.states[name], scores)
 
+    def reading(self, state: Choice) -> Want:
+        return Want.join(drafter.reading(state.states[name]) for name, drafter in state.drafters.items())
+
     def wanted(self, state: Choice) -> Want:
         # A round in which nobody is asked is plain decoding, down to what its forward computes.
         if not state.proposed:

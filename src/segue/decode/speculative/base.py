@@ -90,6 +90,10 @@ class Speculative:
     def read(self, run: Run, state: Any, scores: Scores) -> None:
         """The prompt was read: look at what `needs` asked of it. `scores` are those of its last chunk."""
 
+    def reading(self, state: Any) -> Want:
+        """What the prompt's forward must compute besides the logits."""
+        return self.needs
+
     def wanted(self, state: Any) -> Want:
         """What this round's forward must compute besides the logits."""
         return self.needs
@@ -114,7 +118,7 @@ class Speculative:
 
     def rounds(self, run: Run, state: Any) -> Decoder[None]:
         """The loop, for a run whose state is made."""
-        scores = yield from run.prefill(self.needs)
+        scores = yield from run.prefill(self.reading(state))
         self.read(run, state, scores)
         planner = self.planner(run, state)
         last = Scores(scores.packed, scores.start + len(scores.nodes) - 1, [0])

@@ -21,7 +21,7 @@ from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores
 from segue.decode.speculative.base import Budget, Proposal
 from segue.decode.speculative.heads.base import Beside, Trained
-from segue.models.draft import chain, prefix
+from segue.models.draft import chain, given, prefix
 from segue.models.heads.blockwise import BlockwiseHeads
 from segue.models.run import Request, Run
 
@@ -63,13 +63,7 @@ class BlockwiseParallel(Trained):
         if hidden is None or steps < 1:
             return DraftTree.root(run.ids[-1])
         rows = run.lm.head(heads(hidden[None])[:steps, 0])
-        length = len(run.ids)
-
-        def read(ids: list[int]) -> Generator[Request, Scores, Tensor]:
-            yield from ()
-            return rows[len(ids) - length]
-
-        return chain(run, steps, read, self.name)
+        return chain(run, steps, given(run, list(rows)), self.name)
 
     def decide(
         self, run: Run, state: Beside, tree: DraftTree, scores: Scores

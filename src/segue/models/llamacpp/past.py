@@ -117,6 +117,9 @@ class LlamaPast:
             self._numbers.keep_until(self.number, length)
             self.length = length
 
+    def reopen(self, length: int) -> None:
+        raise CapabilityError("llama.cpp runs all layers at once: none can be left for later")
+
     def fork(self) -> LlamaPast:
         self.drop()
         other = LlamaPast(self._numbers)

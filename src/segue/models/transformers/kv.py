@@ -45,6 +45,7 @@ class KVCache:
         "_buffers",
         "_capacity",
         "_layers",
+        "_open",
         "_provisional",
         "dropped",
         "layout",
@@ -64,6 +65,7 @@ class KVCache:
         self._layers: list[tuple[Tensor, Tensor]] = []  # of every layer its part (1, G, rows, d) of the buffers
         self._capacity = 0
         self._provisional = 0  # rows that the last forward left behind the committed ones
+        self._open = False  # those rows wait for the other layers (`reopen`)
         self.dropped = [0] * len(layout.layers)  # per layer: tokens of the text that a view has no rows of
         self.seam = 0  # tokens of the text when a view was taken: behind them no row is missing
         self.source: Source | None = None  # what the decoder of an encoder-decoder reads besides: forks share it
@@ -79,8 +81,11 @@ class KVCache:
 
     def reserve(self, length: int, new: int, layers: tuple[int, ...] | None, since: int = 0) -> None:
         """Make room for `new` provisional rows behind those of `length` committed tokens in the layers that will run;
-        the first `since` of them are there already."""
+        the first `since` of them are there already, and all of them in the layers of rows that were reopened."""
         ran = layers if layers is not None else tuple(range(len(self.lengths)))
+        if self._open and self._provisional == new and not set(ran) & set(self.ran):
+            ran, since = tuple(sorted((*self.ran, *ran))), new
+            self.ran = ran
         if since > (self._provisional if ran == self.ran else 0):
             raise ValueError(
                 f"nodes before {since} were not scored by the last forward of this sequence in these layers"
@@ -96,7 +101,7 @@ class KVCache:
         needed = max((self.lengths[layer] for layer in ran), default=0) - self.base + new
         if needed > self._capacity:
             self._grow(max(needed, 2 * self._capacity, SMALLEST), since)
-        self._provisional = new
+        self._provisional, self._open = new, False
 
     def _grow(self, capacity: int, since: int = 0) -> None:
         used = min(self._capacity, max(self.lengths) - self.base + since)
@@ -134,7 +139,7 @@ class KVCache:
                     self._move(pair, self.lengths[self.ran[0]], path)
         for layer in self.ran:
             self.lengths[layer] += len(path)
-        self._provisional = 0
+        self._provisional, self._open = 0, False
 
     def _move(self, pair: tuple[Tensor, Tensor], length: int, path: list[int]) -> None:
         start = length - self.base
@@ -146,7 +151,7 @@ class KVCache:
         """Forget every row of position `length` and behind, in every layer."""
         if length < self.seam:
             raise ValueError(f"a view taken at {self.seam} tokens cannot be cut to {length}: take another one")
-        self._provisional = 0
+        self._provisional, self._open = 0, False
         self.lengths = [min(own, length - left_out) for own, left_out in zip(self.lengths, self.dropped, strict=True)]
         if length < self.base:
             # The private rows are gone as well; a fresh buffer must not overwrite rows that others share.
@@ -157,6 +162,15 @@ class KVCache:
                 kept[-1] = Shared(last.buffers, last.start, rows, tuple(min(r, rows) for r in last.layer_rows))
             self.shared = tuple(kept)
             self._buffers, self._layers, self._capacity = [], [], 0
+
+    def reopen(self, length: int) -> None:
+        """Back to a length, but the rows that the layers of the last forward have behind it wait there for one forward
+        of the other layers. Forgotten where rows are shared there: that forward is then refused."""
+        rows = self.lengths[self.ran[0]] - length
+        shared = length < self.base
+        self.truncate(length)
+        if not shared and rows > 0:
+            self._provisional, self._open = rows, True
 
     @torch.inference_mode()
     def fork(self) -> KVCache:

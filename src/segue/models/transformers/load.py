@@ -23,6 +23,7 @@ from segue.models.transformers.lm import TransformersLM
 from segue.models.transformers.probe import probe
 from segue.models.transformers.seq2seq_probe import wrap_seq2seq
 from segue.models.transformers.stack import find_stack
+from segue.models.tuning import read_sheet
 
 DTYPES = {
     "float32": torch.float32,
@@ -76,7 +77,9 @@ def load(
         network = network.to(where)
     # Parts that lie on several devices carry hooks of their own, which an exchange would lose.
     used = make if lean and whole else None
-    return wrap(network, tokenizer, name=name, check=check, make=used, quantize=quantize, invariant=invariant)
+    lm = wrap(network, tokenizer, name=name, check=check, make=used, quantize=quantize, invariant=invariant)
+    lm.tuned = read_sheet(path)
+    return lm
 
 
 def wrap(
