@@ -10,15 +10,17 @@ import torch
 
 from segue.data import DraftTree, Settings, Want
 from segue.decode.speculative.auto import Auto
-from segue.decode.speculative.base import Outcome
+from segue.decode.speculative.base import Budget, Outcome
 from segue.decode.speculative.chimera import Chimera
 from segue.decode.speculative.heads.base import Attentive, Growth
 from segue.decode.speculative.jakiro import Jakiro
 from segue.decode.speculative.prompt_lookup import PromptLookup
 from segue.decode.speculative.staged import Staged
 from segue.laws.base import decode
-from segue.laws.worlds import World, network_world
+from segue.laws.same_distribution import divergence
+from segue.laws.worlds import World, network_world, toy_world
 from segue.models.engine import Engine
+from segue.models.heads import fitted
 from segue.models.heads.context import Context
 from segue.models.run import Run
 
@@ -113,6 +115,44 @@ def test_among_other_drafters_it_reads_what_it_has_not_seen(cls: type[Checked], 
         (answer,) = decode(world.lm, Auto(drafters=(PromptLookup(), inner)), [prompt], settings)
         assert answer.tokens == world.oracle.answer(prompt, settings).tokens
     assert inner.checked[0] > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsDrawn(Attentive):
+    """Says of the likeliest tokens that they were drawn from the drafter's probabilities."""
+
+    def propose(self, run: Run, state: Context, budget: Budget) -> Any:
+        tree = yield from super().propose(run, state, budget)
+        for node in range(1, len(tree)):
+            q = tree.q.setdefault(tree.parents[node], torch.zeros(run.lm.vocab_size, dtype=torch.float64))
+            q[tree.tokens[node]] = tree.score[node]
+            tree.sampled[node] = True
+        tree.q = {node: q / q.sum() for node, q in tree.q.items()}
+        return tree
+
+
+@dataclass(frozen=True)
+class DrawnChimera(AsDrawn, Chimera):
+    pass
+
+
+@dataclass(frozen=True)
+class DrawnJakiro(AsDrawn, Jakiro):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "fields"),
+    [(Chimera, DrawnChimera, {"widths": "2,2"}), (Jakiro, DrawnJakiro, {"depth": 2, "width": 2})],
+)
+def test_likeliest_tokens_taken_for_drawn_ones_break_the_law(
+    right: type[Attentive], wrong: type[Attentive], fields: dict[str, Any]
+) -> None:
+    world = toy_world(3)
+    network = fitted(right.network.fresh(world.lm, inner=4), world.lm)
+    settings = Settings(temperature=1.0, max_tokens=3)
+    assert divergence(right(heads=network, **fields), world.lm, world.prompts[-1], settings) < 1e-9
+    assert divergence(wrong(heads=network, **fields), world.lm, world.prompts[-1], settings) > 0.05
 
 
 def test_a_tree_grows_by_the_products_of_its_probabilities() -> None:
