@@ -18,7 +18,7 @@ from segue.decode.speculative.prompt_lookup import PromptLookup
 from segue.decode.speculative.staged import Staged
 from segue.laws.base import decode
 from segue.laws.same_distribution import divergence
-from segue.laws.worlds import World, network_world, toy_world
+from segue.laws.worlds import World, neighbour, network_world, toy_world
 from segue.models.engine import Engine
 from segue.models.heads import fitted
 from segue.models.heads.context import Context
@@ -99,9 +99,12 @@ def test_a_prompt_that_is_read_in_pieces_is_kept_whole(cls: type[Checked], world
 @methods
 def test_what_is_taken_back_is_forgotten(cls: type[Checked], world: World) -> None:
     """As the drafter of a draft model, whose text the target cuts back."""
-    inner = checked(cls, world)
-    method = Staged(draft=world.lm, inner=inner, gamma=4)
-    decode(world.lm, method, world.prompts[:1], Settings(max_tokens=16, ignore_eos=True, temperature=1.0, seed=3))
+    draft = neighbour(world.lm)
+    inner = cls(heads=cls.network.fresh(draft, inner=16).eval().requires_grad_(False))
+    method = Staged(draft=draft, inner=inner, gamma=4)
+    settings = Settings(max_tokens=24, ignore_eos=True, temperature=1.0, seed=3)
+    (sampled,) = decode(world.lm, method, world.prompts[:1], settings)
+    assert sampled.stats.accepted < sampled.stats.drafted
     assert inner.checked[0] > 4
     (answer,) = decode(world.lm, method, world.prompts[:1], SETTINGS)
     assert answer.tokens == world.oracle.answer(world.prompts[0], SETTINGS).tokens
