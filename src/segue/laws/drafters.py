@@ -30,7 +30,7 @@ def pupil(lm: LM, cls: type[DraftNetwork], steps: int) -> DraftNetwork:
 
 def _taught(lm: LM, cls: type[DraftNetwork], steps: int) -> DraftNetwork:
     network = cls.fresh(lm, seed=3)
-    lesson = _lesson(lm, cls.reads)
+    lesson = _lesson(lm, network.reads)
     optimiser = torch.optim.Adam(network.parameters(), lr=RATE)
     for _ in range(steps):
         optimiser.zero_grad()

@@ -49,14 +49,16 @@ class DrafterTask:
         for name, own in (("texts", False), ("own", True)):
             if (own and recipe.texts_until >= 1) or (not own and recipe.texts_until <= 0):
                 continue
-            how = Gathering(cls.reads, own, recipe.prompt, recipe.length, recipe.temperature, recipe.top_k, recipe.seed)
+            how = Gathering(
+                self.model.reads, own, recipe.prompt, recipe.length, recipe.temperature, recipe.top_k, recipe.seed
+            )
             found = windows(lm, texts, how, recipe.windows)
 
             def told(done: int, total: int, name: str = name) -> None:
                 progress(f"gathering states of {'its own text' if name == 'own' else 'the texts'}", done, total)
 
             folder = gather(lm, found, how, (states or out / "states") / name, told)
-            self.parts[name] = States(folder, cls.reads, per_lesson, recipe.seed)
+            self.parts[name] = States(folder, self.model.reads, per_lesson, recipe.seed)
             held = found[-max(1, len(found) // 20) :]
             self.prompts = [text if lm.start_ids else text[: recipe.prompt] for text in held[:PROMPTS]]
 

@@ -145,6 +145,7 @@ DRAFTERS: Mapping[str, Drafter] = MappingProxyType(
             _drafter("mlp_speculator", texts_until=0.7),
             _drafter("chimera"),
             _drafter("jakiro"),
+            _drafter("eesd"),
         )
     }
 )

@@ -98,6 +98,10 @@ class Speculative:
         """What this round's forward must compute besides the logits."""
         return self.needs
 
+    def verifying(self, state: Any, tree: DraftTree) -> Want:
+        """How the forward that verifies the round's tree is run, where a drafter has done part of it already."""
+        return self.wanted(state)
+
     def observe(self, run: Run, state: Any, outcome: Outcome) -> None:
         """Learn from a round, whoever proposed its tree. Called after its tokens were emitted and committed."""
 
@@ -133,7 +137,7 @@ class Speculative:
                 planner.learn(proposal, [token])
                 continue
             tree = planner.trim(proposal.truncate(budget.nodes + 1, budget.deepest)).narrow(run.lm.most_leaves)
-            scores = yield Forward(run.sequence, tree, self.wanted(state))
+            scores = yield Forward(run.sequence, tree, self.verifying(state, tree))
             path, token = yield from self.decide(run, state, tree, scores)
             run.sequence.commit(path, token)
             run.stats.drafted += len(tree) - 1 - sum(tree.scored_only)

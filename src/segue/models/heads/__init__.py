@@ -10,6 +10,7 @@ from typing import TypeVar
 from segue.models.heads.base import SHEET, DraftNetwork, Shape, fitted, load, save
 from segue.models.heads.blockwise import BlockwiseHeads
 from segue.models.heads.chimera import ChimeraNetwork
+from segue.models.heads.exit import ExitLayer
 from segue.models.heads.jakiro import JakiroNetwork
 from segue.models.heads.speculator import Speculator
 from segue.models.lm import LM
@@ -18,7 +19,7 @@ from segue.models.source import EMBEDDED
 __all__ = ["KINDS", "DraftNetwork", "Shape", "embedded", "fitted", "load", "save", "trained"]
 
 KINDS: dict[str, type[DraftNetwork]] = {
-    cls.kind: cls for cls in (BlockwiseHeads, Speculator, ChimeraNetwork, JakiroNetwork)
+    cls.kind: cls for cls in (BlockwiseHeads, Speculator, ChimeraNetwork, JakiroNetwork, ExitLayer)
 }
 DRAFTERS = EMBEDDED / "drafters"
 

@@ -45,7 +45,6 @@ class DraftNetwork(nn.Module):
     they are stored once and stay as they are."""
 
     kind: ClassVar[str]
-    reads: ClassVar[tuple[int, ...]] = (-1,)  # states of the base model that it drafts from
     shape_type: ClassVar[type[Shape]]
 
     def __init__(self, shape: Any) -> None:
@@ -53,6 +52,11 @@ class DraftNetwork(nn.Module):
         self.shape = shape
         self.facts: dict[str, Any] = {}  # what it was trained on
         self.seconds = 0.0  # that one round's guesses take
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """States of the base model that it drafts from, as numbered by Want.hidden."""
+        return (-1,)
 
     def rehearse(self, lm: LM) -> None:
         """The work of one round, for the clock."""

@@ -83,7 +83,7 @@ class KVCache:
         """Make room for `new` provisional rows behind those of `length` committed tokens in the layers that will run;
         the first `since` of them are there already, and all of them in the layers of rows that were reopened."""
         ran = layers if layers is not None else tuple(range(len(self.lengths)))
-        if self._open and self._provisional == new and not set(ran) & set(self.ran):
+        if self._open and self._provisional >= new and not set(ran) & set(self.ran):
             ran, since = tuple(sorted((*self.ran, *ran))), new
             self.ran = ran
         if since > (self._provisional if ran == self.ran else 0):

@@ -34,9 +34,13 @@ class Trained(Speculative):
         none = self.heads is None and embedded(lm, self.network.kind) is None
         return super().lacks(lm) or (f"there is no drafter of kind {self.network.kind} for this model" if none else "")
 
-    @property
-    def needs(self) -> Want:  # type: ignore[override]
-        return Want(hidden=self.network.reads)
+    needs = Want(hidden=(-1,))  # what it is before the network is known; a network may read another layer
+
+    def reading(self, state: Any) -> Want:
+        return Want(hidden=state.network.reads)
+
+    def wanted(self, state: Any) -> Want:
+        return self.reading(state)
 
     def price(self, run: Run, tokens: int) -> float:
         return trained(run.lm, self.network, self.heads).seconds
@@ -76,15 +80,17 @@ class Attentive(Trained):
     def start(self, run: Run) -> Any:
         return Context(trained(run.lm, self.network, self.heads), run.lm)
 
-    def read(self, run: Run, state: Context, scores: Scores) -> None:
-        if -1 in scores.hidden:
-            state.add(scores.hidden[-1], len(run.ids))
+    def read(self, run: Run, state: Any, scores: Scores) -> None:
+        (layer,) = state.network.reads
+        if layer in scores.hidden:
+            state.add(scores.hidden[layer], len(run.ids))
 
-    def observe(self, run: Run, state: Context, outcome: Outcome) -> None:
-        if -1 in outcome.scores.hidden:
-            state.add(outcome.scores.hidden[-1][outcome.path], len(run.sequence))
+    def observe(self, run: Run, state: Any, outcome: Outcome) -> None:
+        (layer,) = state.network.reads
+        if layer in outcome.scores.hidden:
+            state.add(outcome.scores.hidden[layer][outcome.path], len(run.sequence))
 
-    def rewind(self, run: Run, state: Context) -> None:
+    def rewind(self, run: Run, state: Any) -> None:
         state.cut(len(run.sequence))
 
     def catch_up(self, run: Run, state: Context) -> Generator[Request, Scores, None]:
@@ -96,11 +102,12 @@ class Attentive(Trained):
             again.drafts = True
             again.rollback(Mark(state.length, None))
             try:
-                want = replace(self.needs, logits="none")
+                want = replace(self.reading(state), logits="none")
                 scores = yield Prefill(again, run.ids[state.length : length], want)
             finally:
                 again.release()
-            state.add(scores.hidden[-1], length)
+            (layer,) = state.network.reads
+            state.add(scores.hidden[layer], length)
 
 
 class Growth:
