@@ -64,8 +64,8 @@ class ExitLayer(Attending):
         chain: Rows | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """States (..., N, D) behind layer N, at N positions or all at one, with the rows of what stands before -> states of
-        the last layer as it would be, normalised (..., N, D)."""
+        """States (..., N, D) behind layer N, at N positions or all at one, with the rows of what stands before ->
+        states of the last layer as it would be, normalised (..., N, D)."""
         states = self.attention(self.at_home(states), positions, context, mask, chain)
         out: Tensor = self.norm(states + self.feed(self.before(states)))
         return out
