@@ -58,6 +58,21 @@ def test_a_drafter_learns_and_drafts(lm: LM, texts: list[list[int]], tmp_path: P
     assert network.facts["tokens"] == summary["tokens"]
 
 
+@pytest.mark.parametrize(("kind", "numbers"), [("chimera", {"heads": 2}), ("jakiro", {})])
+def test_drafters_that_attend_learn_from_whole_texts(
+    lm: LM, texts: list[list[int]], tmp_path: Path, kind: str, numbers: dict[str, int]
+) -> None:
+    values = {k: v for k, v in NUMBERS.items() if k != "stages"} | numbers
+    recipe = drafter_recipe(kind, {**values, "texts_until": 1, "adam_lr": 0.01})
+    summary = learn(recipe, lm, texts, tmp_path, tokens=6000)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines() if "loss" in line]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    # Jakiro learns what the model says of the texts, which is seldom what they say.
+    assert summary["heldout"]["place 1"]["right"] > 30 or kind == "jakiro"
+    assert set(summary["heldout"]) == {"place 1", "place 2", "greedy", "sampled"}
+    assert summary["heldout"]["greedy"]["tokens_per_forward"] > 1.15
+
+
 def test_a_killed_training_ends_as_if_it_had_not_been(
     lm: LM, texts: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

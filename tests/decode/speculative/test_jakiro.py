@@ -32,13 +32,15 @@ def said(lm: LM, network: JakiroNetwork, known: Tensor, ids: list[int]) -> tuple
     while True:
         entering = network.entering(lm, known, torch.tensor(ids[1 : len(known) + 1]))
         places = torch.arange(len(known))
-        left, right = network(entering, places, network.attention.rows(entering, places), places[:, None] >= places)
+        span = range(len(known))
+        left, right = network(entering, span, network.attention.rows(entering, span), places[:, None] >= places)
         if len(known) == len(ids) - 1:
             return left[-1], None if right is None else right[-1]
         known = torch.cat([known, left[-1:]])
 
 
 @pytest.mark.parametrize("experts", [1, 2])
+@torch.no_grad()
 def test_a_draft_says_what_the_training_forward_says_of_its_tokens(world: World, experts: int, first_tree: Any) -> None:
     network, prompt = drafter(world, experts=experts), world.prompts[0]
     tree = first_tree(world.lm, Jakiro(heads=network, depth=4, width=3, nodes=30), prompt, SETTINGS)

@@ -48,12 +48,12 @@ def test_at_first_the_heads_are_two_copies_of_the_models(lm: LM) -> None:
     network.attention.out.weight.zero_()
     network.feed.down.weight.zero_()
     vectors, last = torch.randn(2, 1, lm.width)
-    context = network.attention.rows(torch.randn(4, lm.width), torch.arange(4))
-    features, _ = network(0, vectors, torch.tensor([4]), last, context, None)
+    context = network.attention.rows(torch.randn(4, lm.width), range(4))
+    features, _ = network(0, vectors, range(4, 5), last, context, None)
     assert torch.allclose(features, vectors + last)
     with torch.no_grad():
         network.up[0] += 1
-    features, _ = network(0, vectors, torch.tensor([4]), last, context, None)
+    features, _ = network(0, vectors, range(4, 5), last, context, None)
     added = (network.down[0] @ torch.cat([last, vectors], -1)[0]).sum()
     assert torch.allclose(features, vectors + last + added, atol=1e-5)
 

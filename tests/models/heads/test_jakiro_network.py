@@ -28,7 +28,8 @@ def lesson(lm: LM) -> Lesson:
 def outputs(network: JakiroNetwork, lm: LM, lesson: Lesson) -> list[torch.Tensor]:
     entering = network.entering(lm, lesson.states[-1][:, :-1], lesson.ids[:, 1:])
     places = torch.arange(entering.shape[1])
-    found = network(entering, places, network.attention.rows(entering, places), places[:, None] >= places)
+    span = range(len(places))
+    found = network(entering, span, network.attention.rows(entering, span), places[:, None] >= places)
     return [each for each in found if each is not None]
 
 
@@ -46,7 +47,7 @@ def test_experts_add_up_on_the_left_and_differ_on_the_right(
     # A gate that gives these numbers for this input.
     assert network.gate is not None
     network.gate.weight.copy_(torch.tensor(gates)[:, None] * inner / inner.pow(2).sum())
-    at = torch.tensor([3])
+    at = range(3, 4)
     left, right = network(entering, at, network.attention.rows(entering, at))
     first, second = (expert(inner) for expert in network.experts)
     assert torch.allclose(left, entering + expected[0] * first + expected[1] * second, atol=0.02)
@@ -57,7 +58,7 @@ def test_experts_add_up_on_the_left_and_differ_on_the_right(
 def test_one_expert_has_as_many_weights_and_one_output(lm: LM) -> None:
     one, two = JakiroNetwork.fresh(lm, experts=1, inner=8), JakiroNetwork.fresh(lm, inner=8)
     assert sum(w.numel() for w in two.parameters()) - sum(w.numel() for w in one.parameters()) == 4 * lm.width
-    at = torch.tensor([0])
+    at = range(1)
     entering = torch.randn(1, lm.width)
     assert one(entering, at, one.attention.rows(entering, at))[1] is None
 

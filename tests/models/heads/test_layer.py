@@ -21,43 +21,44 @@ def test_rotation_keeps_products_of_equal_distances() -> None:
     one, other = torch.randn(1, 8), torch.randn(1, 8)
 
     def product(i: int, j: int) -> float:
-        return float((rotated(one, torch.tensor([i])) * rotated(other, torch.tensor([j]))).sum())
+        return float((rotated(one, range(i, i + 1)) * rotated(other, range(j, j + 1))).sum())
 
     assert product(3, 1) == pytest.approx(product(13, 11), abs=1e-5)
     assert product(3, 1) != pytest.approx(product(4, 1), abs=1e-3)
-    assert torch.equal(rotated(one, torch.tensor([0])), one)
+    assert torch.equal(rotated(one, range(1)), one)
 
 
 def test_a_pair_turns_by_its_position() -> None:
-    (row,) = rotated(torch.tensor([[1.0, 0.0]]), torch.tensor([2]))
+    (row,) = rotated(torch.tensor([[1.0, 0.0]]), range(2, 3))
     assert row.tolist() == pytest.approx([math.cos(2), math.sin(2)])
 
 
 def test_attention_is_pytorchs(attention: Attention) -> None:
-    states, places = torch.randn(2, 6, 10), torch.arange(6)
-    keys, values = attention.rows(states, places)
+    states, span, places = torch.randn(2, 6, 10), range(6), torch.arange(6)
+    keys, values = attention.rows(states, span)
     assert keys.shape == (2, 3, 6, 4)  # a third of ten, made even
     mask = places[:, None] >= places
-    queries = rotated(attention._split(attention.query(attention.norm(states))), places)
+    queries = rotated(attention._split(attention.query(attention.norm(states))), span)
     found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     expected = states + attention.out(found.transpose(1, 2).flatten(-2))
-    assert torch.allclose(attention(states, places, (keys, values), mask), expected, atol=1e-6)
+    assert torch.allclose(attention(states, span, (keys, values), mask), expected, atol=1e-6)
 
 
 def test_chains_are_rows_that_only_their_own_query_sees(attention: Attention) -> None:
     """Two branches of one node behind a context of four, node by node as three plain sequences."""
     context, root, left, right = torch.randn(4, 10), *torch.randn(3, 1, 10)
-    shared = attention.rows(context, torch.arange(4))
+    shared = attention.rows(context, range(4))
 
     def plain(*nodes: torch.Tensor) -> torch.Tensor:
         states = torch.cat([context, *nodes])
         places = torch.arange(len(states))
-        return attention(states, places, attention.rows(states, places), places[:, None] >= places)[-1]
+        span = range(len(states))
+        return attention(states, span, attention.rows(states, span), places[:, None] >= places)[-1]
 
-    at = torch.tensor([4])
+    at = range(4, 5)
     chain: Rows = behind(None, attention.rows(root, at))
     assert torch.allclose(attention(root, at, shared, chain=chain)[0], plain(root), atol=1e-6)
-    both, at = torch.cat([left, right]), torch.tensor([5])
+    both, at = torch.cat([left, right]), range(5, 6)
     chain = behind(picked(chain, torch.tensor([0, 0])), attention.rows(both, at))
     found = attention(both, at, shared, chain=chain)
     assert torch.allclose(found[0], plain(root, left), atol=1e-6)

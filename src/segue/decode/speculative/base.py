@@ -166,17 +166,16 @@ class Speculative:
         begin = time.perf_counter()
         proposal = self.propose(run, state, budget)
         if not isinstance(proposal, DraftTree):
-            run.stats.drafting_seconds += time.perf_counter() - begin
             try:
                 request = next(proposal)
                 while True:
+                    run.stats.drafting_seconds += time.perf_counter() - begin
                     scores = yield request
                     begin = time.perf_counter()
                     request = proposal.send(scores)
-                    run.stats.drafting_seconds += time.perf_counter() - begin
             except StopIteration as end:
-                tree: DraftTree = end.value
-                return tree
+                proposal = end.value
+                assert isinstance(proposal, DraftTree)
         run.stats.drafting_seconds += time.perf_counter() - begin
         return proposal
 

@@ -39,7 +39,7 @@ class Chimera(Attentive):
             "Tokens",
             year=2024,
         ),
-        claim=Claim(value=2.7, unit="speed-up", baseline="greedy", setting="Vicuna and LLaMA-2, MT-Bench"),
+        claim=Claim(value=2.7, unit="speed-up", baseline="greedy", setting="average, Vicuna and LLaMA-2"),
         exact=(SameTokens(), SameDistribution()),
         trains="heads",
         needs=("logits", "hidden states", "trained heads", "tree attention"),
@@ -74,7 +74,7 @@ class Chimera(Attentive):
         grams: Tensor = torch.tensor([newest], device=device)
         chain: Rows | None = None
         for stage, width in enumerate(widths[: network.shape.heads]):
-            position = torch.tensor([len(run.ids) - 1 + stage], device=device)
+            position = range(state.length + stage, state.length + stage + 1)
             features, chain = network(stage, network.newest(run.lm, grams), position, state.last, context, chain)
             nodes, places = growth.expand(nodes, run.lm.head(features), width, width)
             grams = torch.cat([grams[places, 1:], growth.tokens[nodes][:, None]], -1)

@@ -71,7 +71,7 @@ class Jakiro(Attentive):
         context, device = state.rows(run.ids), state.last.device
         growth = Growth(run.ids[-1], device)
         entering = network.entering(run.lm, state.last, growth.tokens)
-        left, right = network(entering, torch.tensor([state.length - 1], device=device), context)
+        left, right = network(entering, range(state.length - 1, state.length), context)
         chain: Rows | None = None
         nodes = torch.zeros(1, dtype=torch.long, device=device)
         for level in range(1, depth + 1):
@@ -82,7 +82,7 @@ class Jakiro(Attentive):
             if level == depth - 1 and right is not None:
                 growth.expand(nodes, run.lm.head(right)[places], self.width, self.width**2)
                 break
-            position = torch.tensor([state.length - 1 + level], device=device)
+            position = range(state.length - 1 + level, state.length + level)
             before = None if chain is None else picked(chain, places)
             left, right, chain = network.branch(run.lm, left[places], growth.tokens[nodes], position, context, before)
         return growth

@@ -65,7 +65,7 @@ class ChimeraNetwork(Attending):
         self,
         stage: int,
         vectors: Tensor,
-        position: Tensor,
+        position: range,
         last: Tensor,
         context: Rows,
         chain: Rows | None,
@@ -73,7 +73,7 @@ class ChimeraNetwork(Attending):
     ) -> tuple[Tensor, Rows]:
         """Guess number `stage`, from 0, behind tokens that the base has not read.
 
-        From the trigram vectors (..., N, D) of their newest at positions (N,) or (1,), the last states (..., N, D) of
+        From the trigram vectors (..., N, D) of their newest at N positions or at one, the last states (..., N, D) of
         the base, the context's rows (..., H, S, C), of which mask (N, S) may hide some, and the rows of the guesses
         before (..., H, N, stage, C): states (..., N, D) for the vocabulary projection, and rows with this guess's."""
         own = behind(chain, self.attention.rows(vectors, position))
@@ -85,13 +85,11 @@ class ChimeraNetwork(Attending):
         return features, behind(chain, self.attention.rows(states, position))
 
     def rehearse(self, lm: LM) -> None:
-        last = torch.zeros(1, self.shape.width, device=lm.device)
-        states = self.entering(lm, last.expand(REHEARSED, -1), torch.zeros(REHEARSED, dtype=torch.long))
-        context = self.attention.rows(states, torch.arange(REHEARSED, device=lm.device))
+        last, context = self.rehearsed(lm, REHEARSED)
         chain = None
         for stage in range(self.shape.heads):
             grams = torch.zeros(1, self.shape.grams, dtype=torch.long, device=lm.device)
-            position = torch.tensor([REHEARSED + stage], device=lm.device)
+            position = range(REHEARSED + stage, REHEARSED + stage + 1)
             features, chain = self(stage, self.newest(lm, grams), position, last, context, chain)
             lm.head(features)
 
@@ -100,13 +98,13 @@ class ChimeraNetwork(Attending):
         marks = Marks()
         states, length = self.at_home(lesson.states[-1]), lesson.ids.shape[1]
         places = torch.arange(length, device=states.device)
-        context = self.attention.rows(states, places)
+        context = self.attention.rows(states, range(length))
         mask = places[:, None] == places if self.shape.near else places[:, None] >= places
         vectors = self.newest(lm, lesson.ids[:, grams_of(places, self.shape.grams)])
         chain = None
         for stage in range(self.shape.heads):
             behind_it = vectors[:, (places + stage + 1).clamp(max=length - 1)]
-            features, chain = self(stage, behind_it, places + stage + 1, states, context, chain, mask)
+            features, chain = self(stage, behind_it, range(stage + 1, stage + 1 + length), states, context, chain, mask)
             entries, positions, tokens = lesson.ahead(stage + 2)
             marks.guess(lm.head(features[entries, positions]), tokens)
         return marks

@@ -19,6 +19,14 @@ class Attending(DraftNetwork):
 
     attention: Attention
 
+    def rehearsed(self, lm: LM, tokens: int) -> tuple[Tensor, Rows]:
+        """The last state (1, D) of a context of so many tokens, and its rows, for the clock: a round computes those of
+        few tokens."""
+        state = torch.zeros(1, self.shape.width, device=lm.device)
+        entering = self.entering(lm, state, torch.zeros(1, dtype=torch.long, device=lm.device))
+        keys, values = self.attention.rows(entering, range(1))
+        return state, (keys.expand(-1, tokens, -1), values.expand(-1, tokens, -1))
+
     def entering(self, lm: LM, states: Tensor, following: Tensor) -> Tensor:
         """What enters the layer (..., N, D) for states (..., N, D) and the tokens (..., N) that follow them."""
         raise NotImplementedError
@@ -66,9 +74,8 @@ class Context:
             assert self._states is not None
             new = slice(self._known, self.length)
             following = torch.tensor(ids[self._known + 1 : self.length + 1], device=self._states.device)
-            positions = torch.arange(self._known, self.length, device=self._states.device)
             entering = self.network.entering(self.lm, self._states[new], following)
-            keys, values = self.network.attention.rows(entering, positions)
+            keys, values = self.network.attention.rows(entering, range(self._known, self.length))
             self._keys = _grown(self._keys, keys, self._known, 1)
             self._values = _grown(self._values, values, self._known, 1)
             self._known = self.length

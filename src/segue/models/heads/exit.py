@@ -59,13 +59,13 @@ class ExitLayer(Attending):
     def forward(
         self,
         states: Tensor,
-        positions: Tensor,
+        positions: range,
         context: Rows,
         chain: Rows | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """States (..., N, D) behind layer N, at positions (N,), with the rows of what stands before -> states of the
-        last layer as it would be, normalised (..., N, D)."""
+        """States (..., N, D) behind layer N, at N positions or all at one, with the rows of what stands before ->
+        states of the last layer as it would be, normalised (..., N, D)."""
         states = self.attention(self.at_home(states), positions, context, mask, chain)
         out: Tensor = self.norm(states + self.feed(self.before(states)))
         return out
@@ -73,21 +73,22 @@ class ExitLayer(Attending):
     def step(self, state: Tensor, position: int, context: Rows, chain: Rows | None) -> tuple[Tensor, Rows]:
         """One drafted token: its state (1, D) behind layer N gives the state (1, D) for the head, and the rows of what
         was drafted so far with its own."""
-        place = torch.tensor([position], device=state.device)
+        place = range(position, position + 1)
         own = behind(chain, self.attention.rows(self.at_home(state), place))
         return self(state, place, context, own), own
 
     def rehearse(self, lm: LM) -> None:
         states = torch.zeros(REHEARSED, self.shape.width, device=lm.device)
-        context = self.attention.rows(self.at_home(states), torch.arange(REHEARSED, device=lm.device))
+        context = self.attention.rows(self.at_home(states), range(REHEARSED))
         lm.head(self.step(states[:1], REHEARSED, context, None)[0])
 
     def learn(self, lm: LM, lesson: Lesson) -> Marks:
         marks = Marks()
         states, length = self.at_home(lesson.states[self.shape.exit]), lesson.ids.shape[1]
         places = torch.arange(length, device=states.device)
-        rows = self.attention.rows(states, places)
-        features = self(states, places, rows, mask=places[:, None] >= places)
+        span = range(length)
+        rows = self.attention.rows(states, span)
+        features = self(states, span, rows, mask=places[:, None] >= places)
         entries, positions, tokens = lesson.ahead(1)
         marks.guess(lm.head(features[entries, positions]), tokens)
         return marks

@@ -59,10 +59,10 @@ class JakiroNetwork(Attending):
         return entering
 
     def forward(
-        self, entering: Tensor, positions: Tensor, shared: Rows, mask: Tensor | None = None, chain: Rows | None = None
+        self, entering: Tensor, positions: range, shared: Rows, mask: Tensor | None = None, chain: Rows | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """What entered (..., N, D) at positions (N,), and the rows that it sees as Attention takes them -> guesses
-        (..., N, D) of the next state and, where there are two experts, of the one after."""
+        """What entered (..., N, D) at N positions or at one, and the rows that it sees as Attention takes them ->
+        guesses (..., N, D) of the next state and, where there are two experts, of the one after."""
         states = self.attention(entering, positions, shared, mask, chain)
         inner = self.norm(states)
         if self.gate is None:
@@ -76,26 +76,23 @@ class JakiroNetwork(Attending):
         return states + left, states + top * right
 
     def branch(
-        self, lm: LM, features: Tensor, tokens: Tensor, position: Tensor, context: Rows, chain: Rows | None
+        self, lm: LM, features: Tensor, tokens: Tensor, position: range, context: Rows, chain: Rows | None
     ) -> tuple[Tensor, Tensor | None, Rows]:
-        """The pass for drafted tokens (N,) at one position (1,), with guesses (N, D) of the states before them, the
+        """The pass for drafted tokens (N,) at one position, with guesses (N, D) of the states before them, the
         context's rows and those of the branches' earlier tokens: new guesses, and the branches' rows with these."""
         entering = self.entering(lm, features, tokens)
         chain = behind(chain, self.attention.rows(entering, position))
         return *self(entering, position, context, chain=chain), chain
 
     def rehearse(self, lm: LM) -> None:
-        device = lm.device
-        states = torch.zeros(REHEARSED, self.shape.width, device=device)
-        entering = self.entering(lm, states, torch.zeros(REHEARSED, dtype=torch.long, device=device))
-        context = self.attention.rows(entering, torch.arange(REHEARSED, device=device))
+        last, context = self.rehearsed(lm, REHEARSED)
         chain: Rows | None = None
         for step in range(PASSES):
             count = FRONTIER if step else 1
-            tokens = torch.zeros(count, dtype=torch.long, device=device)
+            tokens = torch.zeros(count, dtype=torch.long, device=lm.device)
             chain = None if step == 1 else chain
-            position = torch.tensor([REHEARSED + step], device=device)
-            left, _, chain = self.branch(lm, states[:count], tokens, position, context, chain)
+            position = range(REHEARSED + step, REHEARSED + step + 1)
+            left, _, chain = self.branch(lm, last.expand(count, -1), tokens, position, context, chain)
             lm.head(left)
 
     def learn(self, lm: LM, lesson: Lesson) -> Marks:
@@ -106,7 +103,8 @@ class JakiroNetwork(Attending):
         entering = self.entering(lm, self._disturbed(states[:, :-1], lesson), lesson.ids[:, 1:])
         places = torch.arange(entering.shape[1], device=states.device)
         mask = places[:, None] >= places
-        outputs = self(entering, places, self.attention.rows(entering, places), mask)
+        span = range(len(places))
+        outputs = self(entering, span, self.attention.rows(entering, span), mask)
         for place, (guessed, weight) in enumerate(zip(outputs, (1.0, SECOND), strict=True)):
             if guessed is None:
                 break

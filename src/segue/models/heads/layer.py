@@ -7,6 +7,7 @@ branches of a draft tree, and all texts' drafts in training, cost no mask over e
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +26,20 @@ class Attention(nn.Module):
         self.heads = heads
         self.size = 2 * math.ceil(width / (2 * heads))  # of a head; even, since pairs are rotated
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.query, self.key, self.value = (nn.Linear(width, heads * self.size, bias=False) for _ in range(3))
+        self.query = nn.Linear(width, heads * self.size, bias=False)
+        self.keys_and_values = nn.Linear(width, 2 * heads * self.size, bias=False)
         self.out = nn.Linear(heads * self.size, width, bias=False)
 
-    def rows(self, states: Tensor, positions: Tensor) -> Rows:
-        """States (..., N, D) at positions (N,) -> keys and values (..., H, N, C)."""
-        states = self.norm(states)
-        return rotated(self._split(self.key(states)), positions), self._split(self.value(states))
+    def rows(self, states: Tensor, positions: range) -> Rows:
+        """States (..., N, D) at N positions, or all at one -> keys and values (..., H, N, C)."""
+        keys, values = self.keys_and_values(self.norm(states)).chunk(2, -1)
+        return rotated(self._split(keys), positions), self._split(values)
 
     def forward(
-        self, states: Tensor, positions: Tensor, shared: Rows, mask: Tensor | None = None, chain: Rows | None = None
+        self, states: Tensor, positions: range, shared: Rows, mask: Tensor | None = None, chain: Rows | None = None
     ) -> Tensor:
-        """States (..., N, D) at positions (N,), with what they found in the rows (..., H, S, C) that all see, or those
-        among them that mask (N, S) names, and each in its own chain (..., H, N, J, C)."""
+        """States (..., N, D) at N positions, or all at one, with what they found in the rows (..., H, S, C) that all
+        see, or those among them that mask (N, S) names, and each in its own chain (..., H, N, J, C)."""
         queries = rotated(self._split(self.query(self.norm(states))), positions) / self.size**0.5
         keys, values = shared
         weights = queries @ keys.transpose(-1, -2)
@@ -72,14 +74,22 @@ class SwiGLU(nn.Module):
         return out
 
 
-def rotated(rows: Tensor, positions: Tensor) -> Tensor:
-    """Rows (..., N, C) turned by the angles of their positions (N,) (Su et al. 2021)."""
+def rotated(rows: Tensor, positions: range) -> Tensor:
+    """Rows (..., N, C) turned by the angles of their N positions, or of one that all are at (Su et al. 2021)."""
     half = rows.shape[-1] // 2
-    speeds = BASE ** (-torch.arange(half, device=rows.device, dtype=torch.float32) / half)
-    angles = positions[:, None].float() * speeds
-    cos, sin = angles.cos().to(rows.dtype), angles.sin().to(rows.dtype)
-    left, right = rows[..., :half], rows[..., half:]
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
+    cos, sin = _turns(half, 1 << positions.stop.bit_length(), rows.dtype, rows.device)
+    places = slice(positions.start, positions.stop)
+    return rows * cos[places] + rows.roll(half, -1) * sin[places]
+
+
+@lru_cache(maxsize=64)
+def _turns(half: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, C) of the positions from 0; the sines of a row's first half are negative."""
+    with torch.inference_mode(False):  # training saves them for its backward pass
+        speeds = BASE ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+        angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * speeds
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
 def behind(chain: Rows | None, rows: Rows) -> Rows:

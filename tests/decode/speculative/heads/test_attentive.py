@@ -10,15 +10,17 @@ import torch
 
 from segue.data import DraftTree, Settings, Want
 from segue.decode.speculative.auto import Auto
-from segue.decode.speculative.base import Outcome
+from segue.decode.speculative.base import Budget, Outcome
 from segue.decode.speculative.chimera import Chimera
 from segue.decode.speculative.heads.base import Attentive, Growth
 from segue.decode.speculative.jakiro import Jakiro
 from segue.decode.speculative.prompt_lookup import PromptLookup
 from segue.decode.speculative.staged import Staged
 from segue.laws.base import decode
-from segue.laws.worlds import World, network_world
+from segue.laws.same_distribution import divergence
+from segue.laws.worlds import World, neighbour, network_world, toy_world
 from segue.models.engine import Engine
+from segue.models.heads import fitted
 from segue.models.heads.context import Context
 from segue.models.run import Run
 
@@ -97,9 +99,12 @@ def test_a_prompt_that_is_read_in_pieces_is_kept_whole(cls: type[Checked], world
 @methods
 def test_what_is_taken_back_is_forgotten(cls: type[Checked], world: World) -> None:
     """As the drafter of a draft model, whose text the target cuts back."""
-    inner = checked(cls, world)
-    method = Staged(draft=world.lm, inner=inner, gamma=4)
-    decode(world.lm, method, world.prompts[:1], Settings(max_tokens=16, ignore_eos=True, temperature=1.0, seed=3))
+    draft = neighbour(world.lm)
+    inner = cls(heads=cls.network.fresh(draft, inner=16).eval().requires_grad_(False))
+    method = Staged(draft=draft, inner=inner, gamma=4)
+    settings = Settings(max_tokens=24, ignore_eos=True, temperature=1.0, seed=3)
+    (sampled,) = decode(world.lm, method, world.prompts[:1], settings)
+    assert sampled.stats.accepted < sampled.stats.drafted
     assert inner.checked[0] > 4
     (answer,) = decode(world.lm, method, world.prompts[:1], SETTINGS)
     assert answer.tokens == world.oracle.answer(world.prompts[0], SETTINGS).tokens
@@ -113,6 +118,44 @@ def test_among_other_drafters_it_reads_what_it_has_not_seen(cls: type[Checked], 
         (answer,) = decode(world.lm, Auto(drafters=(PromptLookup(), inner)), [prompt], settings)
         assert answer.tokens == world.oracle.answer(prompt, settings).tokens
     assert inner.checked[0] > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsDrawn(Attentive):
+    """Says of the likeliest tokens that they were drawn from the drafter's probabilities."""
+
+    def propose(self, run: Run, state: Context, budget: Budget) -> Any:
+        tree = yield from super().propose(run, state, budget)
+        for node in range(1, len(tree)):
+            q = tree.q.setdefault(tree.parents[node], torch.zeros(run.lm.vocab_size, dtype=torch.float64))
+            q[tree.tokens[node]] = tree.score[node]
+            tree.sampled[node] = True
+        tree.q = {node: q / q.sum() for node, q in tree.q.items()}
+        return tree
+
+
+@dataclass(frozen=True)
+class DrawnChimera(AsDrawn, Chimera):
+    pass
+
+
+@dataclass(frozen=True)
+class DrawnJakiro(AsDrawn, Jakiro):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "fields"),
+    [(Chimera, DrawnChimera, {"widths": "2,2"}), (Jakiro, DrawnJakiro, {"depth": 2, "width": 2})],
+)
+def test_likeliest_tokens_taken_for_drawn_ones_break_the_law(
+    right: type[Attentive], wrong: type[Attentive], fields: dict[str, Any]
+) -> None:
+    world = toy_world(3)
+    network = fitted(right.network.fresh(world.lm, inner=4), world.lm)
+    settings = Settings(temperature=1.0, max_tokens=3)
+    assert divergence(right(heads=network, **fields), world.lm, world.prompts[-1], settings) < 1e-9
+    assert divergence(wrong(heads=network, **fields), world.lm, world.prompts[-1], settings) > 0.05
 
 
 def test_a_tree_grows_by_the_products_of_its_probabilities() -> None:
