@@ -62,14 +62,14 @@ class NetworkOracle:
         self._lm = lm
         if network is None and not isinstance(lm, TransformersLM):
             raise ValueError(f"{lm.name} is no transformers network: give the one that it was made from")
-        self._network: Any = copy.deepcopy(lm.network) if network is None else network  # type: ignore[attr-defined]
-        for part in self._network.modules():  # an encoder or decoder may have a configuration of its own
+        self.network: Any = copy.deepcopy(lm.network) if network is None else network  # type: ignore[attr-defined]
+        for part in self.network.modules():  # an encoder or decoder may have a configuration of its own
             if isinstance(part, PreTrainedModel):
                 part.set_attn_implementation("eager")
         # What an encoder-decoder's own configuration forces or forbids is part of the model; ends are given each time.
-        self._network.generation_config = copy.deepcopy(self._network.generation_config) if lm.start_ids else None
-        self._network.generation_config = self._network.generation_config or GenerationConfig()
-        self._network.generation_config.eos_token_id = None
+        self.network.generation_config = copy.deepcopy(self.network.generation_config) if lm.start_ids else None
+        self.network.generation_config = self.network.generation_config or GenerationConfig()
+        self.network.generation_config.eos_token_id = None
         self._known: dict[str, Answer] = {}
 
     def answer(self, prompt: Sequence[int], settings: Settings) -> Answer:
@@ -105,34 +105,14 @@ class NetworkOracle:
         else:
             texts = {"input_ids": [*prompt, *output]}
         ids = {name: torch.tensor([list(text)], device=self._lm.device) for name, text in texts.items()}
-        row: Tensor = self._network(**ids, use_cache=False).logits[0, -1]
+        row: Tensor = self.network(**ids, use_cache=False).logits[0, -1]
         return row
-
-    @torch.no_grad()
-    def logits_together(self, before: Sequence[int], block: Sequence[int]) -> Tensor:
-        """(n, V) the model's raw logits at the n tokens of a block, which see each other and all tokens before."""
-        ids = torch.tensor([[*before, *block]], device=self._lm.device)
-        places = torch.arange(ids.shape[1])
-        inside = places >= len(before)
-        seen = (places[:, None] >= places) | (inside[:, None] & inside)
-        config = self._network.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        near = seen & (places[:, None] - places < window) if window else seen
-        masks = {}
-        for name, visible in (("full_attention", seen), ("sliding_attention", near)):
-            mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
-            masks[name] = mask[None, None].to(self._lm.device)
-        mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-        given = masks if mixed else masks["full_attention"]
-        out = self._network(input_ids=ids, attention_mask=given, position_ids=places[None], use_cache=False)
-        rows: Tensor = out.logits[0, len(before) :]
-        return rows
 
     def beams(self, prompt: Sequence[int], settings: Settings, **options: Any) -> list[tuple[list[int], float]]:
         """The finished texts of transformers' beam search with their scores, best first. `options` go to generate."""
         ids = torch.tensor([list(prompt)], device=self._lm.device)
         ends, limit = self._ends(settings), self._limit([prompt], settings)
-        out = self._network.generate(
+        out = self.network.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -165,7 +145,7 @@ class NetworkOracle:
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._lm.device)
         ends, limit = self._ends(settings), self._limit(prompts, settings)
         start = len(self._lm.start_ids) or width
-        out = self._network.generate(
+        out = self.network.generate(
             ids,
             attention_mask=mask,  # without it transformers takes tokens that equal the padding id for padding
             do_sample=False,

@@ -31,7 +31,7 @@ def log_density(value: float, parameters: tuple[float, float]) -> float:
 
 
 def threshold(confidences: Sequence[float], right: Sequence[bool], zeta: float) -> float | None:
-    """The first point of a grid at which a confidence is right with a chance above `zeta`; the last one where none is,
+    """The first point of a grid at which a confidence is right with a chance above `zeta`, between 0 and 1; the last one where none is,
     and None where too little was seen of either sort."""
     clipped = [min(max(value, EDGE), 1 - EDGE) for value in confidences]
     parts = [[v for v, r in zip(clipped, right, strict=True) if r is sort] for sort in (True, False)]
@@ -42,6 +42,6 @@ def threshold(confidences: Sequence[float], right: Sequence[bool], zeta: float) 
     points = [LOW + (HIGH - LOW) * i / (GRID - 1) for i in range(GRID)]
     for point in points:
         odds = log_density(point, good) + math.log(share) - log_density(point, bad) - math.log(1 - share)
-        if 1 / (1 + math.exp(-odds)) > zeta:
+        if odds > math.log(zeta / (1 - zeta)):
             return point
     return points[-1]

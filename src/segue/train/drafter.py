@@ -12,6 +12,7 @@ from segue import catalog
 from segue.models.heads import KINDS, DraftNetwork, fitted, load, save
 from segue.models.heads.lesson import Lesson
 from segue.models.lm import LM
+from segue.models.transformers.lm import TransformersLM
 from segue.train.recipes import Drafter
 from segue.train.savings import PROMPTS, savings
 from segue.train.states import Gathering, States, gather, windows
@@ -35,6 +36,8 @@ class DrafterTask:
         progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     ) -> None:
         self.recipe, self.lm = recipe, lm
+        if isinstance(lm, TransformersLM):  # its head is used with gradients, which none of its weights needs
+            lm.network.requires_grad_(False)
         cls = KINDS[recipe.kind]
         self.model: Any = load(start, cls, lm) if start else cls.fresh(lm, recipe.seed, **dict(recipe.numbers))
         self.model = self.model.float().train().requires_grad_(True)

@@ -1,10 +1,10 @@
 """FREE: tokens that the first layers are sure of are given out early, and read by the others in one forward later on.
 
-1. A token runs through the first `exit` layers; the model's norm and head make a shallow guess of what follows. The model
-   was tuned to guess well there.
-2. Where the guess's probability is more than `threshold` above the second best, it is the next token. Its state waits.
-3. Otherwise all states that wait run through the other layers together (synchronized parallel decoding): the rows of all
-   layers are computed, never copied, and the last one's logits give the next token.
+1. A token runs through the first `exit` layers; the model's norm and head make a shallow guess of what follows. The
+   model was tuned to guess well there.
+2. Where the guess's probability is more than `threshold` above the second best, it is the next token; its state waits.
+3. Otherwise all states that wait run through the other layers together (synchronized parallel decoding): the rows of
+   all layers are computed, never copied, and the last one's logits give the next token.
 4. threshold=0 adapts: every deep forward shows which shallow guesses were right; two Beta distributions of their
    confidences say from where on a guess is right with a chance above `zeta`.
 5. exact=true holds the early tokens back until the deep forward has agreed with them: then it is lossless.
@@ -55,15 +55,15 @@ class Free(Speculative):
     card = Card(
         paper=Paper(
             id="2310.05424",
-            title="Fast and Robust Early-Exiting Framework for Autoregressive Language Models with Synchronized Parallel "
-            "Decoding",
+            title="Fast and Robust Early-Exiting Framework for Autoregressive Language Models with Synchronized "
+            "Parallel Decoding",
             year=2023,
         ),
         claim=Claim(value=None, unit="none", baseline="CALM", setting="much faster at equal quality, T5 to 3B"),
         exact=(Limit(knob="threshold", exact_at=1.0),),
         trains="the model",
         needs=("logits", "hidden states", "a choice of layers"),
-        departs="decoders alone; the lossless mode is ours; the mixture's labels are what was seen, as in the released code",
+        departs="decoders alone; the lossless mode is ours; the mixture is of what was seen to be right and wrong",
         check="spec",
     )
 
@@ -78,9 +78,10 @@ class Free(Speculative):
         super().__post_init__()
         if self.exit < 0:
             raise ValueError(f"exit={self.exit} is not allowed: a number of layers, or 0 for the model's own")
-        for name in ("threshold", "zeta"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed: from 0 to 1")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold} is not allowed: from 0 (adapts) to 1 (exact)")
+        if not 0 < self.zeta < 1:
+            raise ValueError(f"zeta={self.zeta} is not allowed: between 0 and 1")
 
     def layers(self, lm: LM) -> int:
         """Layers before the exit on a model."""

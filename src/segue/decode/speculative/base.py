@@ -75,6 +75,11 @@ class Speculative:
         """As the catalog calls it: by its file."""
         return type(self).__module__.rpartition(".")[2]
 
+    @property
+    def only_proposes(self) -> bool:
+        """Whether what is accepted follows the model's own distribution: others may then hold this drafter."""
+        return type(self).decide is Speculative.decide
+
     def lacks(self, lm: LM) -> str:
         """What a choice among methods must know: why this one cannot draft for `lm`, or nothing."""
         return lm.refusal(self.name, self.card.needs)
@@ -253,7 +258,7 @@ def held(method: str, field: str, drafter: Drafter) -> Speculative:
             f"{field}={drafter!r} is no drafter: make {method} with segue.method({method!r}, {field}=...), which takes "
             "a name, or give a method object"
         )
-    if type(drafter).decide is not Speculative.decide:
+    if not drafter.only_proposes:
         raise ValueError(
             f"{field}: {type(drafter).__name__} follows another distribution than the model's, which {method} would "
             "not: give a drafter that only proposes"

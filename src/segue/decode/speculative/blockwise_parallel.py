@@ -56,6 +56,10 @@ class BlockwiseParallel(Trained):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least {low} ({low} is exact)")
 
+    @property
+    def only_proposes(self) -> bool:
+        return (self.top, self.distance, self.least) == (1, 0, 1)
+
     def propose(self, run: Run, state: Beside, budget: Budget) -> Proposal:
         heads = state.network
         steps = min(heads.shape.heads, budget.depth, budget.nodes)
@@ -68,7 +72,7 @@ class BlockwiseParallel(Trained):
     def decide(
         self, run: Run, state: Beside, tree: DraftTree, scores: Scores
     ) -> Generator[Request, Scores, tuple[list[int], int]]:
-        if (self.top, self.distance, self.least) == (1, 0, 1):
+        if self.only_proposes:
             return (yield from super().decide(run, state, tree, scores))
         path = [0]
         for node in range(1, len(tree)):

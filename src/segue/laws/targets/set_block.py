@@ -13,6 +13,7 @@ from segue.data import Settings
 from segue.laws.base import LawBroken, decode
 from segue.laws.enumerate import Law, distribution, total_variation
 from segue.laws.oracle import NetworkOracle, TableOracle, room
+from segue.laws.together import logits_together
 from segue.laws.warped import warped
 from segue.laws.worlds import World
 
@@ -54,7 +55,7 @@ def _rows(world: World, prompt: Sequence[int], text: Sequence[int], block: Fille
     """The row of every place of a block behind a text."""
     known = [MASK if token is None else token for token in block]
     if isinstance(world.oracle, NetworkOracle):
-        return list(world.oracle.logits_together([*prompt, *text], known))
+        return list(logits_together(world.oracle, [*prompt, *text], known))
     return [world.oracle.logits_after(prompt, [*text, *known[: place + 1]]) for place in range(len(known))]
 
 

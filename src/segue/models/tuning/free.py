@@ -17,8 +17,8 @@ NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")  # as families c
 
 @dataclass(frozen=True)
 class FreeTuning(Tuning):
-    """Cross-entropy at both exits, weighted by their depth, and the states at the shallow one drawn towards those of the
-    deeper layer that they are nearest to."""
+    """Cross-entropy at both exits, weighted by their depth, and the states at the shallow one drawn towards those of
+    the deeper layer that they are nearest to."""
 
     kind = "free"
     masks: ClassVar[bool] = False
