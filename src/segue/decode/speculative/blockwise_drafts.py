@@ -17,6 +17,8 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores
 from segue.decode.speculative.base import Budget, Outcome, Proposal
@@ -94,7 +96,8 @@ class BlockwiseDrafts(Trained):
         steps = min(state.network.shape.heads, budget.depth, budget.nodes)
         if hidden is None or steps < 1:
             return DraftTree.root(run.ids[-1])
-        logp = run.lm.head(state.network(hidden[None])[:steps, 0]).float().log_softmax(-1)
+        with torch.inference_mode():
+            logp = run.lm.head(state.network(hidden[None])[:steps, 0]).float().log_softmax(-1)
         best = logp.topk(min(self.top, logp.shape[-1]))
         columns = [
             list(zip(tokens, values, strict=True))

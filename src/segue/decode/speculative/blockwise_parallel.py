@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
@@ -66,7 +67,8 @@ class BlockwiseParallel(Trained):
         hidden = state.hidden(run)
         if hidden is None or steps < 1:
             return DraftTree.root(run.ids[-1])
-        rows = run.lm.head(heads(hidden[None])[:steps, 0])
+        with torch.inference_mode():
+            rows = run.lm.head(heads(hidden[None])[:steps, 0])
         return chain(run, steps, given(run, list(rows)), self.name)
 
     def decide(

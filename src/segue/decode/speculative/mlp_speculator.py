@@ -70,12 +70,14 @@ class MLPSpeculator(Trained):
         def read(ids: list[int]) -> Generator[Request, Scores, Tensor]:
             nonlocal states
             yield from ()
-            states, logits = network(len(ids) - length, states, torch.tensor(ids[-1:], device=states.device))
+            with torch.inference_mode():
+                states, logits = network(len(ids) - length, states, torch.tensor(ids[-1:], device=states.device))
             row: Tensor = logits[0]
             return row
 
         return chain(run, steps, read, self.name)
 
+    @torch.inference_mode()
     def _tree(self, run: Run, network: Speculator, states: Tensor, steps: int) -> DraftTree:
         """The best paths by beam search with a beam as wide as what every stage keeps of each path."""
         kept = levels("expand", self.expand, "5,4,3")
