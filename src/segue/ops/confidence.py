@@ -31,8 +31,8 @@ def log_density(value: float, parameters: tuple[float, float]) -> float:
 
 
 def threshold(confidences: Sequence[float], right: Sequence[bool], zeta: float) -> float | None:
-    """The first point of a grid at which a confidence is right with a chance above `zeta`, which is between 0 and 1; the
-    last point where none is, and None where too little was seen of either sort."""
+    """The first point of a grid at which a confidence is right with a chance above `zeta`, which is between 0 and 1;
+    the last point where none is, and None where too little was seen of either sort."""
     clipped = [min(max(value, EDGE), 1 - EDGE) for value in confidences]
     parts = [[v for v, r in zip(clipped, right, strict=True) if r is sort] for sort in (True, False)]
     good, bad = (fit_beta(part) for part in parts)
