@@ -111,8 +111,26 @@ def _check(given: dict[str, Any], where: str) -> None:
                 raise ValueError("a passage is a text that is not empty")
         else:
             check(Settings(**given))
-        if "regex" in given:
-            re.compile(given["regex"])
         json.dumps(given)
+        for pattern in [given["regex"]] if "regex" in given else _patterns(given.get("json_schema")):
+            re.compile(pattern)  # the oracle's dialect has to know it as well
     except (ValueError, TypeError, re.error) as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _patterns(schema: Any) -> Iterator[str]:
+    """Every regular expression in a JSON schema."""
+    if isinstance(schema, str):
+        yield from _patterns(json.loads(schema))
+    elif isinstance(schema, dict):
+        if isinstance(schema.get("pattern"), str):
+            yield schema["pattern"]
+        for key, inner in schema.items():
+            if key == "patternProperties" and isinstance(inner, dict):
+                yield from inner
+            if isinstance(inner, dict | list):
+                yield from _patterns(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            if isinstance(inner, dict | list):
+                yield from _patterns(inner)

@@ -31,7 +31,7 @@ class Constrained:
     columns: tuple[tuple[str, str], ...] = (("valid", "valid %"), ("right", "right %"), ("unfinished", "unfinished %"))
 
     def __init__(self) -> None:
-        need("jsonschema", "lark", "llguidance")
+        need("jsonschema", "lark")
         self._faults: dict[tuple[str, str], str | None] = {}
 
     def entrants(self, draft: str | None, source: str) -> list[Entrant]:

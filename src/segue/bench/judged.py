@@ -200,6 +200,7 @@ def summary(contest: Contest, entrants: Sequence[Entrant], answers: list[list[An
             kinds[kind] = {name: float(m(draws(len(where))[:1])[0]) for name, m in measures.items()}
         record = {"name": entrant.name, "says": entrant.says, "cases": len(at), "figures": figures, "by_kind": kinds}
         record["failed"] = [a.error for a in pair[0] if a.refused]
+        record["unanswered"] = [a.error for a in pair[0] if a.error and not a.refused]
         found.append(record | contest.sort.faults(entrant, cases, pair[0]))
     return found
 

@@ -17,9 +17,9 @@ td,th{white-space:pre;vertical-align:top}</style></head><body>
 {% for row in table %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
 <p class="small">A figure, and below it what it has over plain on the same prompts, with the 95% interval of that
-(paired bootstrap over prompts); for plain the interval of the figure itself, for seconds their ratio to plain's. log p: of the
-answer under the model itself. Costs are over the prompts that both gave an answer to. rows: tokens that the model
-read.</p>
+(paired bootstrap over prompts); for plain the interval of the figure itself, for seconds their ratio to plain's. log p:
+of the answer under the model itself. Costs are over the prompts that both gave an answer to. rows: tokens that the
+model read.</p>
 {% for note in notes %}<p class="small">{{ note }}</p>{% endfor %}
 {% for name, figure in plots %}<h2>{{ name }}</h2>{{ figure | safe }}{% endfor %}
 <p class="small">{{ command }}</p></body></html>"""

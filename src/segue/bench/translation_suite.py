@@ -39,7 +39,7 @@ class Translation:
     )
 
     def __init__(self) -> None:
-        need("sacrebleu")
+        need("sacrebleu.metrics")
 
     def entrants(self, draft: str | None, source: str) -> list[Entrant]:
         """Plain and sampling, and every method whose card names this suite, each search as wide as its field says."""
