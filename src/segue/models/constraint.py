@@ -81,6 +81,7 @@ class Constraint:
         self.automaton = automaton
         self.end_ids = automaton.end_ids
         self.name = name
+        self.checks = 0  # masks that were made
         self._lm = lm
         self._max_tokens = max_tokens
         self._start = automaton.start()
@@ -109,6 +110,7 @@ class Constraint:
         """(V,) bool on the model's device: what may follow; nothing behind an end, a mistake or a dead end."""
         mask = self._masks.get(output)
         if mask is None:
+            self.checks += 1
             mask = torch.zeros(self._lm.vocab_size, dtype=torch.bool)
             state = self.state(output)
             if state is not None:

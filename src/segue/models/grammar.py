@@ -27,6 +27,7 @@ MASKS = 64  # masks kept per grammar
 CLOSING = 40  # tokens before the last one in which a way to the end is looked for
 SLACK = 2  # tokens that may be left over when it is taken
 GRAMMARS = 32  # compiled grammars kept per model
+TOKENS = "tokenizer"  # what its tokens as bytes are kept under beside them
 # White space between the parts of JSON is a loop without an end; a schema's own "x-guidance" overrules this.
 COMPACT = {"whitespace_flexible": False}
 
@@ -55,8 +56,14 @@ def grammar(lm: LM, kind: str, text: Any, end_ids: Collection[int]) -> Grammar:
     kept: OrderedDict[Any, Any] = lm.compiled
     form = source(kind, text)
     ends = frozenset(end_ids)
-    reader, ids = _kept(kept, ("tokenizer", ends), lambda: tokenizer(lm, ends))
+    reader, ids = _kept(kept, (TOKENS, ends), lambda: tokenizer(lm, ends))
     return _kept(kept, (form, ends), lambda: Grammar(reader, form, lm.vocab_size, ends, f"{kind}={shown(text)}", ids))
+
+
+def forget(lm: LM) -> None:
+    """Drop the grammars compiled for a model, with the masks that they know by now. Its tokens as bytes are kept."""
+    for key in [key for key in lm.compiled if key[0] != TOKENS]:
+        del lm.compiled[key]
 
 
 class Grammar:

@@ -238,6 +238,8 @@ class Run:
     def finish(self, reason: FinishReason) -> None:
         """Nothing more is given out."""
         self.finish_reason = reason
+        if self.constraint is not None:
+            self.stats.constraint_checks += self.constraint.checks
         self.stats.seconds = time.perf_counter() - self.started
         self.stats.peak_memory_bytes = peak_memory()
 

@@ -101,10 +101,8 @@ def log_p(run: Run, hypothesis: Hypothesis) -> Tensor:
     transformers' beam search; -inf is what may not come (everything, where a constraint has led to a dead end)."""
     assert hypothesis.row is not None
     constraint = run.constraint
-    if constraint is not None:
-        run.stats.constraint_checks += 1
-        if not bool(constraint.mask(tuple(hypothesis.tokens)).any()):
-            return torch.full_like(hypothesis.row, float("-inf"), dtype=torch.float32)
+    if constraint is not None and not bool(constraint.mask(tuple(hypothesis.tokens)).any()):
+        return torch.full_like(hypothesis.row, float("-inf"), dtype=torch.float32)
     return run.target.processed(hypothesis.row.float().log_softmax(-1), [*prompt_of(run), *hypothesis.tokens])
 
 
