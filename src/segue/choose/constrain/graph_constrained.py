@@ -72,7 +72,7 @@ class GraphConstrained:
 
     @property
     def width(self) -> int:
-        return self.held + self.together + 1
+        return self.held + 1
 
     def run(self, run: Run) -> Decoder[None]:
         legal = Legal(run, self._constraint(run), self.held, labels=self.softmax == "labels")

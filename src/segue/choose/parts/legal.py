@@ -7,17 +7,16 @@ whole run up to the next choice is read in the same forward.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import NamedTuple
 
 from torch import Tensor
 
 from segue.choose.parts.hypothesis import Hypothesis, log_p
-from segue.data import DraftTree, Want
+from segue.choose.parts.pasts import Pasts
+from segue.data import Want
 from segue.data.completion import TokenLogprob
 from segue.models.constraint import Constraint
-from segue.models.run import Decoder, Forward, Run, gather
-from segue.models.sequence import Sequence
+from segue.models.run import Decoder, Run
 
 Prefix = tuple[int, ...]
 END = -1  # the step that ends the text
@@ -35,42 +34,36 @@ class Step(NamedTuple):
 class Legal:
     """Places of one run, whose prompt is read by `open`.
 
-    `held`: pasts that are kept beside the prompt's; a place behind one that was given up is read again from the nearest
-    one that is left. `labels`: scores are shares among what may follow a place, not the model's own probabilities.
+    `held`: pasts that are kept beside the prompt's. `labels`: scores are shares among what may follow a place, not the
+    model's own probabilities.
     """
 
     def __init__(self, run: Run, constraint: Constraint, held: int, labels: bool = False) -> None:
         self.run = run
         self.constraint = constraint
-        self.held = held
         self.labels = labels
         self.places: dict[Prefix, dict[int, Step]] = {}
-        self._root: Sequence | None = None
-        self._pasts: OrderedDict[Prefix, Sequence] = OrderedDict()
+        self._held = held
+        self._pasts = Pasts(run, held)
 
     def open(self) -> Decoder[None]:
         """Read the prompt: the place of the empty output is known."""
         scores = yield from self.run.prefill()
-        self._root = self.run.sequence
         self.places[()] = self._steps((), scores.row(-1))
 
     def read(self, prefixes: list[Prefix]) -> Decoder[None]:
-        """Read the places that are not known, all in one forward, and the runs without a choice behind them."""
-        asked: list[tuple[Prefix, Prefix, Sequence]] = []
-        for prefix in prefixes:
-            if prefix not in self.places:
-                near = self._nearest(prefix)
-                whole = self._forced(prefix)
-                before = self._pasts.get(near) or self._root
-                assert before is not None, "the prompt is read first"
-                asked.append((near, whole, before.fork()))
-        requests = [Forward(past, DraftTree.chain(whole[len(near) :]), Want()) for near, whole, past in asked]
-        for (near, whole, past), scores in zip(asked, (yield from gather(list(requests))), strict=True):
-            past.commit(list(range(len(whole) - len(near))))
-            for length in range(len(near) + 1, len(whole) + 1):
-                if whole[:length] not in self.places:
-                    self.places[whole[:length]] = self._steps(whole[:length], scores.row(length - len(near) - 1))
-            self._keep(whole, past)
+        """Read the places that are not known, as many in one forward as pasts are held, and the runs without a choice
+        behind them."""
+        unknown = [prefix for prefix in prefixes if prefix not in self.places]
+        for at in range(0, len(unknown), self._held):
+            some = unknown[at : at + self._held]
+            texts = [Hypothesis(list(self._forced(prefix))) for prefix in some]
+            scores = yield from self._pasts.read(texts, Want())
+            for prefix, text, found in zip(some, texts, scores, strict=True):
+                # A past that reached beyond the prefix would have made its place known: the rows from there on are new.
+                whole = tuple(text.tokens)
+                for length in range(len(prefix), len(whole) + 1):
+                    self.places[whole[:length]] = self._steps(whole[:length], found.row(length - len(whole) - 1))
 
     def steps(self, prefix: Prefix) -> list[int]:
         """The tokens that may follow, without those that end the text."""
@@ -89,9 +82,7 @@ class Legal:
 
     def close(self) -> None:
         """Give up all pasts but the prompt's."""
-        for past in self._pasts.values():
-            past.release()
-        self._pasts.clear()
+        self._pasts.release()
 
     def _steps(self, prefix: Prefix, row: Tensor) -> dict[int, Step]:
         """What may follow a place, from the row of logits (V,) there."""
@@ -118,15 +109,3 @@ class Legal:
         while len(only := self.steps(prefix)) == 1 and not self.constraint.accepts(prefix):
             prefix = (*prefix, *only)
         return prefix
-
-    def _nearest(self, prefix: Prefix) -> Prefix:
-        """The longest beginning whose past is at hand."""
-        return next((prefix[:n] for n in range(len(prefix) - 1, 0, -1) if prefix[:n] in self._pasts), ())
-
-    def _keep(self, prefix: Prefix, past: Sequence) -> None:
-        if not self.steps(prefix):  # nothing but an end follows
-            past.release()
-            return
-        self._pasts[prefix] = past
-        while len(self._pasts) > self.held:
-            self._pasts.popitem(last=False)[1].release()

@@ -117,6 +117,8 @@ def layered(letters: Sequence[int], first: Text = ()) -> Words:
             continue
         mine = [token for place, token in enumerate(letters) if place == 0 or (place + layer + side) % 3]
         edges[layer, side] = {token: (layer + 1, (i + side * layer) % 2) for i, token in enumerate(mine)}
+        if layer == 1 and len(mine) > 1:  # ways of different lengths meet
+            edges[layer, side][mine[-1]] = (3, side)
     edges |= {(LAYERS, side): {} for side in range(2)}
     reached = set(list(edges)[:1])
     for node, after in edges.items():
