@@ -7,7 +7,7 @@ that was given up costs a few rows again, never a wrong result: what a text need
 from __future__ import annotations
 
 from segue.choose.parts.hypothesis import Hypothesis
-from segue.data import DraftTree, Want
+from segue.data import DraftTree, Scores, Want
 from segue.models.run import Decoder, Forward, Run, gather
 from segue.models.sequence import Mark, Sequence
 
@@ -21,8 +21,9 @@ class Pasts:
         self._size = size
         self._kept: list[Sequence] = []  # the one used last stands last
 
-    def read(self, hypotheses: list[Hypothesis]) -> Decoder[None]:
-        """Read so many texts in one forward, at most `size`, each of one token at least: sets their rows."""
+    def read(self, hypotheses: list[Hypothesis], want: Want | None = None) -> Decoder[list[Scores]]:
+        """Read so many texts in one forward, at most `size`, each of one token at least: sets their rows. Gives the
+        scores of what was read anew, of the last tokens of every text, as many as it took."""
         if len(hypotheses) > self._size:
             raise ValueError(f"{len(hypotheses)} texts at once are not allowed: at most size={self._size}")
         chosen: list[Sequence] = []
@@ -31,11 +32,12 @@ class Pasts:
             sequence = self._nearest(hypothesis.tokens, chosen)
             chosen.append(sequence)
             new = hypothesis.tokens[len(sequence) - self._run.prompt_length :]
-            asked.append(Forward(sequence, DraftTree.chain(new), Want(logits="last")))
+            asked.append(Forward(sequence, DraftTree.chain(new), want or Want(logits="last")))
         scores = yield from gather(list(asked))
         for hypothesis, request, found in zip(hypotheses, asked, scores, strict=True):
             request.sequence.commit(list(range(len(request.tree))))
             hypothesis.row = found.row(-1)
+        return scores
 
     def release(self) -> None:
         """Give up all of them."""

@@ -7,6 +7,7 @@ from segue.ops.automaton.avoid import Avoid
 from segue.ops.automaton.base import Base, Table, within
 from segue.ops.automaton.combine import Concatenation, Intersection, Union
 from segue.ops.automaton.graph import Graph
+from segue.ops.automaton.minimal import Minimal
 from segue.ops.automaton.phrases import Phrases
 from segue.ops.automaton.substring import Substring
 from segue.ops.automaton.trie import Trie
@@ -17,6 +18,7 @@ __all__ = [
     "Concatenation",
     "Graph",
     "Intersection",
+    "Minimal",
     "Phrases",
     "Substring",
     "Table",
