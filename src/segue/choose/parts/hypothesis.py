@@ -6,7 +6,7 @@ Drivers make children of hypotheses, which costs nothing; `advance` then reads t
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,11 @@ class Hypothesis:
             new.details = [*self.details, run.detail(token, self.row)]
         new.reason = why_over(run, new.tokens)
         return new
+
+    def fork(self) -> Hypothesis:
+        """The same text once more, over a fork of its past, so that one of the two can go on and the other be kept."""
+        past = None if self.sequence is None else self.sequence.fork()
+        return replace(self, sequence=past)
 
     def release(self) -> None:
         """Give up the past."""
