@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from segue.train import Recipe
+from segue.train import LanguageModel
 from segue.train.batches import Reader, prepare
 from segue.train.evaluate import agreement, heldout
 
 
 @pytest.fixture
-def tokens(micro: Recipe, corpus: Path, tmp_path: Path) -> Path:
+def tokens(micro: LanguageModel, corpus: Path, tmp_path: Path) -> Path:
     prepare(corpus, tmp_path, micro.mixture, 300, 0, None)
     return tmp_path
 
@@ -53,18 +53,18 @@ def test_a_short_source_repeats(tmp_path: Path) -> None:
     assert Reader(tmp_path, {"a": 1.0}, seed=1).batch(1, 8).tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
 
 
-def test_prepared_files_are_kept(micro: Recipe, tokens: Path) -> None:
+def test_prepared_files_are_kept(micro: LanguageModel, tokens: Path) -> None:
     made = {path.name: path.stat().st_mtime_ns for path in tokens.iterdir()}
     prepare(Path("nowhere"), tokens, micro.mixture, 300, 0, None)
     assert {path.name: path.stat().st_mtime_ns for path in tokens.iterdir()} == made
 
 
-def test_a_foreign_tokenizer_is_refused(micro: Recipe, corpus: Path, tokens: Path, tmp_path: Path) -> None:
+def test_a_foreign_tokenizer_is_refused(micro: LanguageModel, corpus: Path, tokens: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 300 tokens but the recipe needs 400"):
         prepare(corpus, tmp_path / "other", micro.mixture, 400, 0, tokens / "tokenizer.json")
 
 
-def test_a_source_without_documents_is_named(micro: Recipe, tmp_path: Path, tokens: Path) -> None:
+def test_a_source_without_documents_is_named(micro: LanguageModel, tmp_path: Path, tokens: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="source 'tales' has no documents"):
         prepare(tmp_path / "empty", tmp_path / "out", {"tales": 1.0}, 300, 0, tokens / "tokenizer.json")

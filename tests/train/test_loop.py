@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from segue.models.build import fresh_llama, project_embeddings
-from segue.train import Recipe, loop, train
+from segue.train import LanguageModel, loop, train
 
 TOKENS = 64 * 12
 
@@ -26,15 +26,15 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def die_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real = loop._step
 
-    def stepping(run: loop.Run, guide: Any, spent: float) -> tuple[float, float]:
+    def stepping(run: loop.Run, spent: float) -> tuple[float, float]:
         if run.step == step:
             raise RuntimeError("killed")
-        return real(run, guide, spent)
+        return real(run, spent)
 
     monkeypatch.setattr(loop, "_step", stepping)
 
 
-def run_twice(micro: Recipe, corpus: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_twice(micro: LanguageModel, corpus: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train with a checkpoint at every step, die before step 5."""
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
@@ -44,7 +44,7 @@ def run_twice(micro: Recipe, corpus: Path, out: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def whole(micro: Recipe, corpus: Path, tmp_path: Path) -> Path:
+def whole(micro: LanguageModel, corpus: Path, tmp_path: Path) -> Path:
     train(micro, data=corpus, out=tmp_path / "whole", tokens=TOKENS, say=quiet)
     return tmp_path / "whole"
 
@@ -54,7 +54,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 
 def test_a_killed_run_ends_with_the_same_weights(
-    micro: Recipe, corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    micro: LanguageModel, corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "killed"
     run_twice(micro, corpus, out, monkeypatch)
@@ -70,7 +70,7 @@ def test_a_killed_run_ends_with_the_same_weights(
 
 
 def test_a_corrupt_checkpoint_falls_back_to_the_one_before(
-    micro: Recipe, corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    micro: LanguageModel, corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "corrupt"
     run_twice(micro, corpus, out, monkeypatch)
@@ -83,7 +83,7 @@ def test_a_corrupt_checkpoint_falls_back_to_the_one_before(
     assert same(weights(out), weights(whole))
 
 
-def test_training_learns_and_reports(micro: Recipe, corpus: Path, tmp_path: Path) -> None:
+def test_training_learns_and_reports(micro: LanguageModel, corpus: Path, tmp_path: Path) -> None:
     summary = train(micro, data=corpus, out=tmp_path, tokens=64 * 40, say=quiet)
     scores = summary["heldout"]
     assert summary["tokens"] == 64 * 40
@@ -92,8 +92,8 @@ def test_training_learns_and_reports(micro: Recipe, corpus: Path, tmp_path: Path
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
 
 
-def test_ctrl_c_saves(micro: Recipe, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(run: loop.Run, guide: Any, spent: float) -> tuple[float, float]:
+def test_ctrl_c_saves(micro: LanguageModel, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(run: loop.Run, spent: float) -> tuple[float, float]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "_step", interrupted)
@@ -102,28 +102,30 @@ def test_ctrl_c_saves(micro: Recipe, corpus: Path, tmp_path: Path, monkeypatch: 
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000000.pt"]
 
 
-def test_a_student_learns_from_its_teacher(micro: Recipe, corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_student_learns_from_its_teacher(micro: LanguageModel, corpus: Path, whole: Path, tmp_path: Path) -> None:
     student = dataclasses.replace(micro, distil=0.75)
     train(student, data=corpus, out=tmp_path / "student", tokens=TOKENS, teacher=whole / "model", say=quiet)
     made, given = (folder / "model" / "tokenizer.json" for folder in (tmp_path / "student", whole))
     assert made.read_bytes() == given.read_bytes()
 
 
-def test_the_schedule_warms_up_holds_and_decays(micro: Recipe) -> None:
+def test_the_schedule_warms_up_holds_and_decays(micro: LanguageModel) -> None:
     assert [round(loop.rate(micro, spent), 3) for spent in (0.01, 0.5, 0.7, 0.85, 1.0)] == [0.5, 1.0, 1.0, 0.5, 0.0]
 
 
-def test_changed_numbers_do_not_resume(micro: Recipe, corpus: Path, whole: Path) -> None:
+def test_changed_numbers_do_not_resume(micro: LanguageModel, corpus: Path, whole: Path) -> None:
     with pytest.raises(ValueError, match="other numbers"):
         train(dataclasses.replace(micro, clip=2.0), data=corpus, out=whole, tokens=TOKENS, say=quiet)
 
 
-def test_a_used_folder_is_not_overwritten(micro: Recipe, corpus: Path, whole: Path) -> None:
+def test_a_used_folder_is_not_overwritten(micro: LanguageModel, corpus: Path, whole: Path) -> None:
     with pytest.raises(ValueError, match="already holds checkpoints"):
         train(micro, data=corpus, out=whole, tokens=TOKENS, resume=False, say=quiet)
 
 
-def test_a_full_disk_is_named(micro: Recipe, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named(
+    micro: LanguageModel, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
@@ -132,7 +134,7 @@ def test_a_full_disk_is_named(micro: Recipe, corpus: Path, tmp_path: Path, monke
         train(micro, data=corpus, out=tmp_path, tokens=64, say=quiet)
 
 
-def test_student_embeddings_keep_the_geometry_of_the_teacher(micro: Recipe) -> None:
+def test_student_embeddings_keep_the_geometry_of_the_teacher(micro: LanguageModel) -> None:
     generator = torch.Generator().manual_seed(0)
     teacher, student = (fresh_llama(micro.shape, generator, end_of_text=0, padding=1) for _ in range(2))
     project_embeddings(teacher, student)

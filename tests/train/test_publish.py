@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from segue.train import RECIPES, Recipe, recipes, train
+from segue.train import RECIPES, LanguageModel, recipes, train
 from segue.train.publish import loss_curve, publish
 
 
@@ -17,7 +17,7 @@ def quiet(text: str) -> None:
 
 
 def test_the_shipped_folder_loads_and_its_card_reports(
-    micro: Recipe, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    micro: LanguageModel, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = dataclasses.replace(micro, name="mini")
     draft = dataclasses.replace(micro, name="mini-draft", distil=0.5)

@@ -55,17 +55,10 @@ def _list(json: bool) -> None:
         print(report.as_json([_facts(r) for r in RECIPES.values()]))
         return
     for r in RECIPES.values():
-        facts = f"{r.minutes:g} minutes, {r.shape.num_hidden_layers} layers of width {r.shape.hidden_size}"
-        print(f"{r.name}: {facts}" + (", needs --teacher" if r.distil else ""))
+        facts = _facts(r)
+        shown = f"{facts['minutes']:g} minutes, {facts['layers']} layers of width {facts['width']}"
+        print(f"{r.name}: {shown}" + (", needs --teacher" if r.taught else ""))
 
 
 def _facts(recipe: Recipe) -> dict[str, object]:
-    shape = recipe.shape
-    return {
-        "name": recipe.name,
-        "minutes": recipe.minutes,
-        "layers": shape.num_hidden_layers,
-        "width": shape.hidden_size,
-        "vocabulary": shape.vocab_size,
-        "distils": bool(recipe.distil),
-    }
+    return {"name": recipe.name, "minutes": recipe.minutes, **recipe.size(), "distils": recipe.taught}

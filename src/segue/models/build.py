@@ -1,4 +1,4 @@
-"""Fresh Llama models from numbers, and checkpoint folders that plain transformers can load."""
+"""Fresh models from numbers, and checkpoint folders that plain transformers can load."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, T5ForConditionalGeneration
 
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
+LONGEST_SOURCE = 512  # tokens; where positions are relative, nothing ends before the memory does
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,20 @@ class LlamaShape:
     head_dim: int = 64
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class T5Shape:
+    """The numbers that fix a T5 model with gated layers and tied embeddings."""
+
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    num_layers: int  # of the encoder
+    num_decoder_layers: int
+    num_heads: int
+    d_kv: int = 64
+    dropout_rate: float = 0.1
 
 
 def fresh_llama(shape: LlamaShape, generator: torch.Generator, *, end_of_text: int, padding: int) -> LlamaForCausalLM:
@@ -79,22 +94,43 @@ def load_llama(folder: Path) -> LlamaForCausalLM:
     return model
 
 
-def save_llama(model: LlamaForCausalLM, tokenizer_file: Path, folder: Path) -> None:
+def fresh_t5(shape: T5Shape, seed: int, *, end_of_text: int, padding: int) -> T5ForConditionalGeneration:
+    """A float32 T5 with its own initial weights drawn from `seed`; the global random state is left alone."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        **asdict(shape),
+        feed_forward_proj="gated-silu",
+        tie_word_embeddings=True,
+        eos_token_id=end_of_text,
+        pad_token_id=padding,
+        decoder_start_token_id=padding,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return T5ForConditionalGeneration(config)
+
+
+def save_model(model: Any, tokenizer_file: Path, folder: Path) -> None:
     """Write `model` in bfloat16 with its tokenizer to `folder`, replacing what was there in one step."""
     import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     config = model.config
-    rounded = LlamaForCausalLM(config).to(torch.bfloat16)
+    with torch.random.fork_rng(devices=[]):
+        rounded = type(model)(config).to(torch.bfloat16)
     rounded.load_state_dict(model.state_dict())
     staging = folder.with_name(folder.name + ".new")
     shutil.rmtree(staging, ignore_errors=True)
     rounded.save_pretrained(staging)
-    special: dict[str, Any] = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PADDING}
+    special: dict[str, Any] = {"eos_token": END_OF_TEXT, "pad_token": PADDING}
+    if not config.is_encoder_decoder:
+        special["bos_token"] = END_OF_TEXT
     PreTrainedTokenizerFast(
         tokenizer_file=str(tokenizer_file),
         clean_up_tokenization_spaces=False,
-        model_max_length=config.max_position_embeddings,
+        model_max_length=getattr(config, "max_position_embeddings", LONGEST_SOURCE),
         **special,
     ).save_pretrained(staging)
     for file in staging.iterdir():

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segue.train.recipes import RECIPES, Recipe, find_recipe
+from segue.train.recipes import RECIPES, LanguageModel, Recipe, Translation, find_recipe
 
-__all__ = ["RECIPES", "Recipe", "train"]
+__all__ = ["RECIPES", "LanguageModel", "Recipe", "Translation", "train"]
 
 
 def train(
@@ -36,8 +36,8 @@ def train(
     for name, value in (("minutes", minutes), ("tokens", tokens), ("threads", threads)):
         if value is not None and value <= 0:
             raise ValueError(f"{name} must be above 0, not {value}")
-    if bool(chosen.distil) != (teacher is not None):
-        wrong = "needs a teacher: name the folder of a trained model" if chosen.distil else "takes no teacher"
+    if chosen.taught != (teacher is not None):
+        wrong = "needs a teacher: name the folder of a trained model" if chosen.taught else "takes no teacher"
         raise ValueError(f"recipe {chosen.name!r} {wrong}")
 
     # Threads that spin while they wait lose most of their speed on a shared machine; torch reads this once.

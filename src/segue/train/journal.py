@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -77,14 +77,15 @@ class Journal:
             self._last_line = time.monotonic()
             self._say(f"{spent:6.1%}  step {step}  {note}")
 
-    def scores(self, step: int, scores: dict[str, dict[str, float]]) -> None:
-        """Record a held-out evaluation."""
+    def scores(self, step: int, scores: dict[str, dict[str, float]], told: Sequence[str]) -> None:
+        """Record a held-out evaluation, and pass on the measures in `told`."""
         self._write({"step": step, "heldout": scores})
-        self.say("held-out perplexity  " + "  ".join(f"{k} {v['perplexity']:.1f}" for k, v in scores.items()))
+        for name in told:
+            self.say(f"held-out {name}  " + "  ".join(f"{k} {v[name]:.1f}" for k, v in scores.items()))
 
-    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, summary: dict[str, Any], told: Sequence[str]) -> dict[str, Any]:
         """Write summary.json and return it."""
-        self.scores(summary["steps"], summary["heldout"])
+        self.scores(summary["steps"], summary["heldout"], told)
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         return summary
 
