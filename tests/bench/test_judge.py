@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from segue.bench.cases import Case
-from segue.bench.judge import fault, likelihood, need, right
+from segue.bench.judge import fault, likelihood, need, parser, right
 from segue.data import Settings
 from segue.laws.worlds import World, network_world
 
@@ -64,6 +64,11 @@ def test_what_is_valid_and_what_is_not(constraint: dict[str, Any], good: list[st
 def test_an_ambiguous_grammar_is_read_in_every_way() -> None:
     """A greedy lexer would take all digits as the first number and find none left."""
     assert fault(of(grammar="start: A B\nA: /[0-9]+/\nB: /[0-9]/"), "123") is None
+
+
+def test_a_grammar_that_the_oracle_cannot_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be judged by the Lark parser"):
+        parser('start: %json {"type": "integer"}')
 
 
 def test_right_is_as_squad_says() -> None:
