@@ -30,7 +30,8 @@ def __getattr__(name: str) -> Any:
 
 
 def model(source: Any = None, **options: Any) -> Model:
-    """Load a model: a folder, a hub id, a GGUF file, an embedded one ("mini", "mini-draft", "mt-mini"), or none for "mini".
+    """Load a model: a folder, a hub id, a GGUF file, an embedded one ("mini", "mini-draft", and "mt-mini", which
+    translates German), or none for "mini".
 
     `options`: backend ("transformers", "llama.cpp"), dtype, device, quantize ("int8", ...), invariant, device_map,
     tp_plan, check, lean, and what transformers' from_pretrained takes; for llama.cpp quantize, kv_dtype, kv_rows,

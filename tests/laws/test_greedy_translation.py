@@ -66,12 +66,12 @@ def assert_same(name: str, method: Method, reference: Reference) -> int:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_translations_are_those_of_transformers(name: str, reference: Reference) -> None:
-    assert_same(name, suite.build(suite.load(name), reference.lm, suite.COMPANIONS), reference)
+    assert_same(name, suite.build(suite.load(name), reference.lm, suite.ORDINARY), reference)
 
 
 def test_a_draft_that_is_the_translator_saves_forwards(reference: Reference) -> None:
     drafted = assert_same("draft_model", DraftModel(draft=reference.lm, gamma=4), reference)
-    alone = assert_same("plain", suite.build(suite.load("plain"), reference.lm, suite.COMPANIONS), reference)
+    alone = assert_same("plain", suite.build(suite.load("plain"), reference.lm, suite.ORDINARY), reference)
     assert drafted < 0.5 * alone
 
 
