@@ -87,6 +87,7 @@ def test_the_likelihood_is_transformers(family: str) -> None:
     assert likelihood(world.lm, prompt, answer.tokens) == pytest.approx(expected, abs=1e-4)
     other = [(token + 1) % world.lm.vocab_size for token in answer.tokens]
     assert likelihood(world.lm, prompt, other) < expected
+    assert likelihood(world.lm, prompt, []) == 0.0
 
 
 def test_a_missing_package_is_named_with_the_way_out() -> None:

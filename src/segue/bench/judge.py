@@ -101,6 +101,8 @@ def normalised(text: str) -> str:
 def likelihood(lm: LM, prompt: Sequence[int], tokens: Sequence[int]) -> float:
     """Log-probability of an answer's tokens under the model itself, whatever settings they were decoded with: one
     forward over the prompt and the answer."""
+    if not tokens:
+        return 0.0
     before = list(lm.start_ids or prompt)
     sequence = lm.reading(list(prompt) if lm.start_ids else [])
     try:
