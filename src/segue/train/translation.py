@@ -52,10 +52,11 @@ class TranslationTask:
         self.reader.place = place
 
     def passes(self, spent: float) -> Iterator[Pass]:
+        """As many batches as come closest to the recipe's tokens of a step."""
         batches: list[Batch] = []
         counts: list[int] = []
         seed = self.recipe.seed + 1_000_003 * self.place["epoch"] + self.place["batch"]  # of what is dropped out
-        while sum(counts) < self.recipe.batch_tokens:
+        while not counts or sum(counts) + counts[-1] / 2 < self.recipe.batch_tokens:
             batches.append(self.reader.batch())
             counts.append(int((batches[-1].target != self.padding).sum()))
         for number, (batch, count) in enumerate(zip(batches, counts, strict=True)):
@@ -71,8 +72,9 @@ class TranslationTask:
             logits = self.model(
                 input_ids=batch.source, attention_mask=batch.seen, decoder_input_ids=inputs, use_cache=False
             ).logits  # (B, T, V)
-        logp = logits.flatten(0, 1).float().log_softmax(-1)[batch.target.flatten() != self.padding]
-        entropy = F.nll_loss(logp, batch.target[batch.target != self.padding])
+        written = batch.target != self.padding
+        logp = logits[written].float().log_softmax(-1)
+        entropy = F.nll_loss(logp, batch.target[written])
         smoothing = self.recipe.smoothing
         return (1 - smoothing) * entropy - smoothing * logp.mean(), entropy.item()
 

@@ -92,7 +92,7 @@ def _training(summary: Mapping[str, Any]) -> str:
         + "\n\n"
         + paragraph(
             f"Muon (rate {recipe.muon_lr:g}) for the matrices, AdamW (rate {recipe.adam_lr:g}) for embeddings, "
-            f"position biases and norms; at least {recipe.batch_tokens:,} English tokens a step, in batches of pairs "
+            f"position biases and norms; about {recipe.batch_tokens:,} English tokens a step, in batches of pairs "
             f"of about one length; cross-entropy, label smoothing {recipe.smoothing:g}, dropout "
             f"{recipe.shape.dropout_rate:g}. The rates rise for {recipe.warm_until:.0%} of the budget, hold, and fall "
             f"linearly to 0 from {recipe.decay_from:.0%} on."
