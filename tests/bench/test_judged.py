@@ -87,6 +87,17 @@ def test_an_answer_is_the_librarys_with_its_costs(model: Model) -> None:
     assert beam.logp == pytest.approx(candidates[0].logp, abs=1e-4)  # a search's own, which it masks but leaves so
 
 
+def test_nobody_profits_from_anothers_masks(model: Model) -> None:
+    contest = Contest(Constrained(CASES), CASES, model, SETTINGS)
+    kept = []
+    for entrant in entrants("beam")[1:]:
+        contest.answer(entrant, CASES[0], None)
+        kept.append(dict(model.lm.compiled))
+    assert len(kept[0]) == len(kept[1]) == 2  # the grammar, and the tokens as bytes
+    same = [kept[0][key] is kept[1][key] for key in kept[0]]
+    assert sorted(same) == [False, True]
+
+
 def test_a_mask_counts_once_whoever_asks(model: Model) -> None:
     """Beam search reads a mask for whether there is a way on and again for the scores; that is one check."""
     out = model.generate("Which one?", segue.method("beam", beams=2), **SETTINGS, choices=("yes", "no"))
