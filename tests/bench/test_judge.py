@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from segue.bench.cases import Case
-from segue.bench.judge import fault, likelihood, need, right
+from segue.bench.judge import fault, likelihood, need, parser, right
 from segue.data import Settings
 from segue.laws.worlds import World, network_world
 
@@ -66,6 +66,11 @@ def test_an_ambiguous_grammar_is_read_in_every_way() -> None:
     assert fault(of(grammar="start: A B\nA: /[0-9]+/\nB: /[0-9]/"), "123") is None
 
 
+def test_a_grammar_that_the_oracle_cannot_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be judged by the Lark parser"):
+        parser('start: %json {"type": "integer"}')
+
+
 def test_right_is_as_squad_says() -> None:
     case = Case("kind", "prompt", references=("The Ne Win", "1998-05-03"))
     assert all(right(case, text) for text in (" ne win.", "Ne  Win", "the Ne Win", "1998-05-03"))
@@ -82,6 +87,7 @@ def test_the_likelihood_is_transformers(family: str) -> None:
     assert likelihood(world.lm, prompt, answer.tokens) == pytest.approx(expected, abs=1e-4)
     other = [(token + 1) % world.lm.vocab_size for token in answer.tokens]
     assert likelihood(world.lm, prompt, other) < expected
+    assert likelihood(world.lm, prompt, []) == 0.0
 
 
 def test_a_missing_package_is_named_with_the_way_out() -> None:

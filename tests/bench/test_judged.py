@@ -46,7 +46,7 @@ class Listening(Constrained):
     """Notes who is asked, and what the control had said."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(CASES)
         self.heard: list[tuple[str, str, str | None]] = []
         self.left = 1 << 40  # questions until it is killed
 
@@ -73,7 +73,7 @@ def test_the_control_leads_and_the_others_take_turns(model: Model) -> None:
 
 
 def test_an_answer_is_the_librarys_with_its_costs(model: Model) -> None:
-    contest = Contest(Constrained(), CASES, model, SETTINGS)
+    contest = Contest(Constrained(CASES), CASES, model, SETTINGS)
     (answer,) = [contest.answer(entrants()[1], CASES[0], None)]
     out = model.generate("abc", "plain", **SETTINGS, regex="[0-9]{2}")
     assert answer is not None
@@ -85,6 +85,17 @@ def test_an_answer_is_the_librarys_with_its_costs(model: Model) -> None:
     assert set(beam.texts) == {"yes", "no"}
     candidates = model.generate("Which one?", "beam", **SETTINGS, choices=("yes", "no")).candidates or []
     assert beam.logp == pytest.approx(candidates[0].logp, abs=1e-4)  # a search's own, which it masks but leaves so
+
+
+def test_nobody_profits_from_anothers_masks(model: Model) -> None:
+    contest = Contest(Constrained(CASES), CASES, model, SETTINGS)
+    kept = []
+    for entrant in entrants("beam")[1:]:
+        contest.answer(entrant, CASES[0], None)
+        kept.append(dict(model.lm.compiled))
+    assert len(kept[0]) == len(kept[1]) == 2  # the grammar, and the tokens as bytes
+    same = [kept[0][key] is kept[1][key] for key in kept[0]]
+    assert sorted(same) == [False, True]
 
 
 def test_a_mask_counts_once_whoever_asks(model: Model) -> None:
@@ -102,19 +113,19 @@ def test_a_mask_counts_once_whoever_asks(model: Model) -> None:
 
 
 def test_who_takes_no_constraint_is_left_out_with_the_reason(model: Model) -> None:
-    contest = Contest(Constrained(), CASES, model, SETTINGS)
+    contest = Contest(Constrained(CASES), CASES, model, SETTINGS)
     everybody = entrants("beam", "tokenization_bias", "exact_extract")
     found, reasons = contest.able(everybody, strict=False)
     assert [entrant.name for entrant in found] == [CONTROL, "plain", "beam", "exact_extract"]
     assert "constrain" in reasons["tokenization_bias"]
     with pytest.raises(ValueError, match="tokenization_bias cannot take part"):
         contest.able(everybody, strict=True)
-    alone = Contest(Constrained(), CASES[:2], model, SETTINGS)
+    alone = Contest(Constrained(CASES), CASES[:2], model, SETTINGS)
     assert alone.able(entrants("exact_extract"), strict=True)[1] == {"exact_extract": "none of these cases is for it"}
 
 
 def test_a_killed_contest_goes_on_with_the_same_answers(model: Model, tmp_path: Path) -> None:
-    whole = Contest(Constrained(), CASES, model, SETTINGS).run(entrants("beam"))
+    whole = Contest(Constrained(CASES), CASES, model, SETTINGS).run(entrants("beam"))
     journal, sort = tmp_path / "journal.jsonl", Listening()
     sort.left = 8
     contest = Contest(sort, CASES, model, SETTINGS)
@@ -139,7 +150,7 @@ def given(text: str, finish: str = "stop", tokens: int = 4, **more: Any) -> Answ
 
 
 def records(answers: Sequence[Sequence[Answer]], cases: Sequence[Case], model: Model) -> dict[str, dict[str, Any]]:
-    contest = Contest(Constrained(), cases, model, SETTINGS)
+    contest = Contest(Constrained(CASES), cases, model, SETTINGS)
     return {r["name"]: r for r in summary(contest, entrants("beam"), [list(side) for side in answers])}
 
 
@@ -224,7 +235,7 @@ def test_everybody_whose_card_names_the_suite_takes_part() -> None:
     found = [entrant.name for entrant in Translation().entrants(None, "mini")]
     assert found[:2] == ["plain", "sampling"]
     assert set(found) == named | {"plain", "sampling", "beam:beams=8"}
-    constrained = [entrant.name for entrant in Constrained().entrants(None, "mini")]
+    constrained = [entrant.name for entrant in Constrained(CASES).entrants(None, "mini")]
     assert constrained[:2] == [CONTROL, "plain"]
     assert {"auto", "beam", "sketch_guided", "exact_extract", "draft_model"} <= set(constrained)
     assert not {"rest", "dresd"} & set(constrained)

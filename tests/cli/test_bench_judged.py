@@ -120,7 +120,7 @@ def test_translations_are_scored_as_sacrebleu_does(call: Call, pairs: Path, fold
     assert not list(out.glob("*.journal.jsonl"))
     html = (out / "pairs.html").read_text()
     HTMLParser().feed(html)
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 3
     assert "oracle: told phrases of the reference" in html
     assert not re.findall(r"(?:src|href)=[\"']https?://", html)
 
@@ -131,6 +131,19 @@ def test_the_table_has_a_row_for_each(call: Call, pairs: Path, folder: Path) -> 
     for word in ("plain", "beam", "BLEU", "chrF", "oracle BLEU", "distinct 2-grams", "forwards/token", "seconds/plain"):
         assert word in told.out
     assert "checks/token" in told.out
+
+
+def test_results_are_kept_in_a_checkout(
+    call: Call, constrained: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segue.catalog.RESULTS", tmp_path / "results")
+    given = ("-m", tiny, "--methods", "exact_extract", "--max-tokens", 16, "--write", "--json")
+    told = call("bench", "--suite", constrained, *given)
+    assert told.code == 0, told.err
+    assert json.loads((tmp_path / "results/bench/cases.json").read_text()) == json.loads(told.out)
+    html = (tmp_path / "results/bench/cases.html").read_text()
+    assert "valid % by kind" in html
+    assert all(f"<th>{kind}</th>" in html for kind in ("regex", "choices", "extraction", "json_schema", "grammar"))
 
 
 def test_a_killed_comparison_goes_on(constrained: Path, tiny: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from segue import catalog
 from segue.api import Model, method_name
 from segue.bench.cases import Case
-from segue.bench.judge import fault, need, right
+from segue.bench.judge import fault, need, parser, right
 from segue.bench.judged import BASELINE, Answer, Answers, Entrant
 from segue.bench.measures import Measure, mean
 from segue.models.lm import LM
@@ -30,8 +30,12 @@ class Constrained:
     source = "mini"
     columns: tuple[tuple[str, str], ...] = (("valid", "valid %"), ("right", "right %"), ("unfinished", "unfinished %"))
 
-    def __init__(self) -> None:
+    def __init__(self, cases: Sequence[Case]) -> None:
+        """ValueError where a judge's package is missing, or cannot read what `cases` ask for."""
         need("jsonschema", "lark")
+        for case in cases:
+            if "grammar" in case.constraint:
+                parser(case.constraint["grammar"])
         self._faults: dict[tuple[str, str], str | None] = {}
 
     def entrants(self, draft: str | None, source: str) -> list[Entrant]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from segue.bench.cases import Case
 from segue.data import DraftTree, Want
+from segue.models.grammar import shown
 from segue.models.lm import LM
 
 EXTRA = "pip install 'segue[bench]'"
@@ -59,16 +60,21 @@ def _regex(pattern: str, text: str) -> str | None:
 def _grammar(grammar: str, text: str) -> str | None:
     lark = optional("lark")
     try:
-        _parser(grammar).parse(text)
+        parser(grammar).parse(text)
     except lark.exceptions.UnexpectedInput as error:
         return f"does not parse: {str(error).splitlines()[0]}"
     return None
 
 
 @functools.lru_cache(maxsize=256)
-def _parser(grammar: str) -> Any:
-    """Earley over all ways to cut a text into terminals: what a grammar means, whatever a lexer would prefer."""
-    return optional("lark").Lark(grammar, parser="earley", lexer="dynamic_complete")
+def parser(grammar: str) -> Any:
+    """Earley over all ways to cut a text into terminals: what a grammar means, whatever a lexer would prefer.
+    ValueError for what only llguidance can read."""
+    lark = optional("lark")
+    try:
+        return lark.Lark(grammar, parser="earley", lexer="dynamic_complete")
+    except lark.exceptions.LarkError as error:
+        raise ValueError(f"grammar={shown(grammar)} cannot be judged by the Lark parser: {error}") from None
 
 
 def _choices(choices: Sequence[str], text: str) -> str | None:
@@ -95,6 +101,8 @@ def normalised(text: str) -> str:
 def likelihood(lm: LM, prompt: Sequence[int], tokens: Sequence[int]) -> float:
     """Log-probability of an answer's tokens under the model itself, whatever settings they were decoded with: one
     forward over the prompt and the answer."""
+    if not tokens:
+        return 0.0
     before = list(lm.start_ids or prompt)
     sequence = lm.reading(list(prompt) if lm.start_ids else [])
     try:

@@ -108,12 +108,14 @@ class Contest:
         """Those that take such cases at all, and why the others do not; it also warms up. ValueError where the control
         or the baseline does not, or, `strict`, anybody."""
         found, reasons = [], {}
+        control = Answer(text="a")  # nobody has said anything yet
         for entrant in entrants:
-            case = next((c for c in self.cases if self.sort.told(entrant, c, Answer(text="x"), self.model)), None)
+            own = (c for c in self.cases if self.sort.told(entrant, c, control, self.model) is not None)
+            case = next(own, None)
             if case is None:
                 reasons[entrant.name] = "none of these cases is for it"
                 continue
-            answer = self.answer(entrant, case, Answer(text="x"), max_tokens=PROBE)
+            answer = self.answer(entrant, case, control, max_tokens=PROBE)
             if answer is not None and answer.refused:
                 if strict or entrant.free or entrant.name == BASELINE:
                     raise ValueError(f"{entrant.name} cannot take part: {answer.error}")

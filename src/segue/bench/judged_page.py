@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a comparison by quality: the table, quality against cost, and quality by kind."""
+"""One self-contained HTML page of a comparison by quality: the table, what each has over plain, and quality by kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from segue.bench.report import COLOURS, STYLE, svg
+from segue.bench.report import STYLE, svg
 
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <style>{{ style | safe }}
@@ -22,7 +22,14 @@ of the answer under the model itself. Costs are over the prompts that both gave 
 model read.</p>
 {% for note in notes %}<p class="small">{{ note }}</p>{% endfor %}
 {% for name, figure in plots %}<h2>{{ name }}</h2>{{ figure | safe }}{% endfor %}
+{% if kinds %}<h2>{{ head }} by kind</h2><div class="scroll"><table>
+<tr><th></th>{% for kind in kinds %}<th>{{ kind }}</th>{% endfor %}</tr>
+{% for record in records %}<tr><td>{{ record.name }}</td>{% for kind in kinds %}<td>
+{%- if kind in record.by_kind %}{{ "%.1f" | format(record.by_kind[kind][key]) }}{% else %}-{% endif %}</td>
+{%- endfor %}</tr>
+{% endfor %}</table></div>{% endif %}
 <p class="small">{{ command }}</p></body></html>"""
+ROW = 0.3  # inches of a plot for each entrant
 
 
 def page(
@@ -32,12 +39,11 @@ def page(
     columns: Sequence[tuple[str, str]],
     notes: list[str],
 ) -> str:
-    """The HTML of a comparison. `rows`: the table, heads first; the first of `columns` is what the plots are about."""
-    key, head = columns[0]
-    plots = [
-        (f"{head} against what it costs", svg(_costs, (records, key, head))),
-        (f"{head} by kind", svg(_kinds, (records, key, head))),
-    ]
+    """The HTML of a comparison. `rows`: the table, heads first; the first two of `columns` are what the plots show."""
+    height = 1.0 + ROW * len(records)
+    shown = [(key, f"{head}, over plain") for key, head in columns[:2]] + [("seconds", "Seconds, times plain's")]
+    plots = [(head, svg(_forest, (records, key), height)) for key, head in shown]
+    kinds = list(dict.fromkeys(kind for record in records for kind in record["by_kind"]))
     facts = (
         f"{setting['machine']} · {setting['threads']} threads · {setting['model']} in {setting['dtype']} · "
         + ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
@@ -53,35 +59,26 @@ def page(
             table=rows[1:],
             notes=notes,
             plots=plots,
+            records=records,
+            kinds=kinds if len(kinds) > 1 else [],
+            key=columns[0][0],
+            head=columns[0][1],
             command=setting["command"],
         )
     )
     return html
 
 
-def _costs(axes: Any, data: tuple[list[dict[str, Any]], str, str]) -> None:
-    records, key, head = data
-    for number, record in enumerate(records):
-        figures = record["figures"]
-        if "rows_per_token" not in figures:
-            continue
-        (x, *_), (y, low, high) = figures["rows_per_token"]["value"], figures[key]["value"]
-        error = [[max(0.0, y - low)], [max(0.0, high - y)]]
-        colour = COLOURS[number % len(COLOURS)]
-        axes.errorbar([x], [y], yerr=error, fmt="o", color=colour, elinewidth=0.8, label=record["name"])
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("tokens that the model read per token of the answer")
-    axes.set_ylabel(head)
-    axes.legend(frameon=False, ncols=3, fontsize=7)
-
-
-def _kinds(axes: Any, data: tuple[list[dict[str, Any]], str, str]) -> None:
-    records, key, head = data
-    kinds = list(dict.fromkeys(kind for record in records for kind in record["by_kind"]))
-    width = 0.84 / len(records)
-    for number, record in enumerate(records):
-        places = [i - 0.42 + (number + 0.5) * width for i, kind in enumerate(kinds) if kind in record["by_kind"]]
-        values = [record["by_kind"][kind][key] for kind in kinds if kind in record["by_kind"]]
-        axes.bar(places, values, width * 0.94, color=COLOURS[number % len(COLOURS)], label=record["name"])
-    axes.set_xticks(range(len(kinds)), kinds)
-    axes.set_ylabel(head)
+def _forest(axes: Any, data: tuple[list[dict[str, Any]], str]) -> None:
+    """A line for each entrant: the difference to plain (of seconds the ratio) with its interval."""
+    records, key = data
+    known = [(r["name"], r["figures"][key]["to_plain"]) for r in records if "to_plain" in r["figures"].get(key, {})]
+    for place, (_, (middle, low, high)) in enumerate(known):
+        error = [[max(0.0, middle - low)], [max(0.0, high - middle)]]
+        axes.errorbar([middle], [place], xerr=error, fmt="o", color="#0969da", ecolor="#57606a", elinewidth=1.2)
+    axes.axvline(1.0 if key == "seconds" else 0.0, color="#24292f", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(known)), [name for name, _ in known])
+    axes.invert_yaxis()
+    if key == "seconds":
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")

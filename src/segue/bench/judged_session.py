@@ -28,8 +28,8 @@ COSTS = (
 
 
 def sort_of(cases: Cases) -> Sort:
-    """How a suite is judged; ValueError where a judge's package is missing."""
-    return Translation() if cases.sort == Translation.name else Constrained()
+    """How a suite is judged; ValueError where a judge's package is missing, or cannot read the suite."""
+    return Translation() if cases.sort == Translation.name else Constrained(cases.cases)
 
 
 @dataclass(frozen=True)

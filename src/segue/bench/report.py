@@ -72,12 +72,12 @@ def headline(records: list[dict[str, Any]], setting: dict[str, Any]) -> str:
     )
 
 
-def svg(draw: Any, data: Any) -> str:
-    """A figure that `draw` makes of the data on axes of its own, as inline SVG."""
+def svg(draw: Any, data: Any, height: float = 4.2) -> str:
+    """A figure that `draw` makes of the data on axes of its own, as inline SVG; `height` in inches of 10.5 by it."""
     with plt.rc_context(
         {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
     ):
-        figure, axes = plt.subplots(figsize=(10.5, 4.2), layout="constrained")
+        figure, axes = plt.subplots(figsize=(10.5, height), layout="constrained")
         draw(axes, data)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
