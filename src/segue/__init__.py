@@ -17,7 +17,7 @@ try:
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0"
 
-__all__ = ["method", "methods", "model", "processors"]
+__all__ = ["for_transformers", "method", "methods", "model", "processors"]
 
 
 def __getattr__(name: str) -> Any:
@@ -48,6 +48,14 @@ def method(name: str, /, **fields: Any) -> Any:
     from segue import catalog
 
     return catalog.build(name, **fields)
+
+
+def for_transformers(name: str, /, *, tokenizer: Any = None, **fields: Any) -> Any:
+    """A method as the loop of transformers' own generate, e.g.
+    model.generate(ids, custom_generate=segue.for_transformers("diverse_beam", groups=4))."""
+    from segue import interop
+
+    return interop.for_transformers(name, tokenizer=tokenizer, **fields)
 
 
 def methods() -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -127,6 +127,7 @@ class Run:
         self.stats = Stats(method=method, prompt_tokens=len(prompt))
         self.sharing = 1  # runs in the last forward, this one included
         self.width = 1  # sequences that it may hold at a time
+        self.halts: Callable[[list[int]], bool] | None = None  # whether an output ends for a further reason
         self.candidates: list[Candidate] | None = None  # of a method that chooses among whole answers, best first
         self.trace: list[dict[str, Any]] = []  # what a method has to show of its choices, as JSON
         self.started = time.perf_counter()
@@ -211,7 +212,7 @@ class Run:
             if self.logprobs is not None and details is not None:
                 self.logprobs.append(details[place])
             over = self.constraint is not None and self.constraint.take(tuple(self.output), self.remaining <= 0)
-            if self._ends(token) or over:
+            if self._ends(token) or over or (self.halts is not None and self.halts(self.output)):
                 self.finish("stop")
             elif self.remaining <= 0:
                 self.finish("length")

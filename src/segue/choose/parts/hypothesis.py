@@ -120,7 +120,8 @@ def why_over(run: Run, tokens: list[int]) -> FinishReason | None:
     """Why an output ends with its last token, if it does."""
     constraint = run.constraint
     complete = constraint is not None and constraint.complete(tuple(tokens))
-    if run.is_end(tokens[-1]) or complete or stopped(run, tokens):
+    halted = run.halts is not None and run.halts(tokens)
+    if run.is_end(tokens[-1]) or complete or halted or stopped(run, tokens):
         return "stop"
     return "length" if len(tokens) >= run.max_tokens else None
 
