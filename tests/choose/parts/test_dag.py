@@ -67,6 +67,9 @@ def test_texts_are_counted_as_listing_them_does(seed: int) -> None:
         assert dag.paths(most) == len(every)
         assert dag.texts(most) == len({text for text, _ in every})
         exported = sorted(listed(dag.as_dict(most), most))
+        again = Dag.of(dag.as_dict(most))
+        assert (again.paths(most), again.texts(most)) == (dag.paths(most), dag.texts(most))
+        assert again.as_dict(most) == dag.as_dict(most)
         assert [text for text, _ in exported] == [text for text, _ in sorted(every)]
         assert [logp for _, logp in exported] == pytest.approx([logp for _, logp in sorted(every)])
 

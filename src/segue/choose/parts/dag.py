@@ -45,6 +45,17 @@ class Dag:
         self._into: dict[int, int] = {}  # a node that was merged away -> the one that took its place
         self.merges = 0
 
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Dag:
+        """The lattice that `as_dict` has written; its nodes keep the numbers that they have there."""
+        dag, ends, cuts = cls(), set(data["ends"]), set(data["cuts"])
+        for node, token in enumerate(data["tokens"][1:], 1):
+            dag._nodes.append(_Node(token, 0, 0, node in ends, node in cuts))
+        for before, node, logp in data["edges"]:
+            dag._nodes[node].before[before] = logp
+            dag._nodes[before].after.add(node)
+        return dag
+
     def __len__(self) -> int:
         """Nodes that were not merged away, the root included."""
         return len(self._nodes) - len(self._into)
