@@ -68,12 +68,13 @@ def reader(world: World, prompt: list[int], settings: Settings) -> LogP:
 
 def _compare(method: Any, world: World, prompt: list[int], log_p: LogP) -> dict[str, int]:
     settings = Settings(max_tokens=TOKENS)
-    alone, together = (decode(world.lm, method, ps, settings)[0] for ps in ([prompt], [prompt, *world.prompts]))
+    (alone,) = decode(world.lm, method, [prompt], settings)
+    others = world.prompts if method.merge == "zip" and method.lanes > 1 else []
     naive = Naive(method, log_p, endings(world.lm, settings), room(world.lm, prompt, settings))
     naive.search()
     expected = sorted(naive.paths())
     candidates = naive.answers(expected)
-    for answer in (alone, together):
+    for answer in (alone, *(decode(world.lm, method, [prompt, *others], settings)[:1] if others else ())):
         told = answer.trace[0]
         found = sorted(listed(told["lattice"], told["most"]))
         same = [text for text, _ in found] == [text for text, _ in expected]
