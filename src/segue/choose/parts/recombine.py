@@ -15,7 +15,8 @@ RULES = ("zip", "rcb", "none")
 class Recombination:
     """Places texts in a lattice. A new one whose last `ngram` tokens are those of an earlier text merges with it, where
     their lengths differ by less than `gap`, no circle would be closed, and the request (its constraint, stop strings,
-    least length) lets both go on in the same ways.
+    least length) lets both go on in the same ways. Of a grammar all that is known is the text so far: under one, texts
+    do not merge.
 
     rcb: the new text's last node becomes the earlier one; so what follows is shared, not what precedes.
     zip: also the nodes before it, pair by pair, as far as the two texts go back with the same tokens.

@@ -41,7 +41,8 @@ class Lattice:
         ),
         exact=(SameTarget(target="lattice"),),
         departs="several texts are followed at once, so that forwards batch (lanes=1 is the paper's order); merging "
-        "asks that the request lets both texts go on alike; answers are scored anew by the model",
+        "asks that the request lets both texts go on alike (under a JSON Schema, regex or grammar none do); answers "
+        "are scored anew by the model",
         check="translation",
     )
 
