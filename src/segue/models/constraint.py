@@ -134,6 +134,11 @@ class Constraint:
         masked[0] = 0.0
         return masked
 
+    def stuck(self, output: tuple[int, ...]) -> bool:
+        """Whether `apply` was asked about an output behind which nothing may follow, and left the token that `take`
+        refuses."""
+        return output in self._stuck
+
     def accepts(self, output: tuple[int, ...]) -> bool:
         """Whether some output is a whole text."""
         state = self.state(output)

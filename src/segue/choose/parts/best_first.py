@@ -31,6 +31,7 @@ class BestFirst:
     dive: bool = False  # a text that was read goes on with its best child until it ends; only the others wait
     worth: Callable[[Hypothesis], float] = lambda hypothesis: hypothesis.score
     admit: Callable[[Hypothesis], bool] = lambda hypothesis: True  # asked once of a text, when its turn comes
+    opening: Hypothesis | None = None  # of a dive: the text that is followed to its end in any case, the greedy one
     finished: list[Hypothesis] = field(default_factory=list)  # in the order in which they were found
     calls: int = 0
     most_open: int = 0  # texts that waited at a time
@@ -45,23 +46,17 @@ class BestFirst:
         budget: it is the greedy one, and there is an answer.
         """
         pasts = Pasts(self.run, self.lanes + SPARE)
+        self.opening = root if self.dive else None
         active = self._children(root)
-        opening = active[0] if active else None  # the text that is to be finished in any case
         while True:
             left = self.budget - self.calls
             self._take_up(active, min(self.lanes, left))
-            active = active[: max(left, 0 if opening is None else 1)]
+            active = active[: max(left, int(self.opening in active))]
             if not active or self._enough():
                 break
             yield from pasts.read(active)
             self.calls += len(active)
-            following = []
-            for hypothesis in active:
-                going = self._children(hypothesis)
-                following += going
-                if hypothesis is opening:
-                    opening = going[0] if going else None
-            active = following
+            active = [child for hypothesis in active for child in self._children(hypothesis)]
         pasts.release()
 
     def _children(self, parent: Hypothesis) -> list[Hypothesis]:
@@ -71,6 +66,8 @@ class BestFirst:
         for child in children:
             child.parent = None
         going = []
+        if parent is self.opening:
+            self.opening = children[0] if children else None
         if self.dive and children:
             going = [c for c in children[:1] if self._admitted(c)]
             children = children[1:]

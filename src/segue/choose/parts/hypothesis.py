@@ -108,7 +108,10 @@ def log_p(run: Run, hypothesis: Hypothesis) -> Tensor:
     constraint = run.constraint
     if constraint is not None and not bool(constraint.mask(tuple(hypothesis.tokens)).any()):
         return torch.full_like(hypothesis.row, float("-inf"), dtype=torch.float32)
-    return run.target.processed(hypothesis.row.float().log_softmax(-1), [*prompt_of(run), *hypothesis.tokens])
+    scores = run.target.processed(hypothesis.row.float().log_softmax(-1), [*prompt_of(run), *hypothesis.tokens])
+    if constraint is not None and constraint.stuck(tuple(hypothesis.tokens)):
+        scores.fill_(float("-inf"))  # what the constraint allows, other settings forbid
+    return scores
 
 
 def prompt_of(run: Run) -> list[int]:
