@@ -75,6 +75,7 @@ class RecallLocation:
     passages: int = 5  # candidates that are kept, best first
     ask_title: Words = "\n\nThe Wikipedia article corresponding to the above question is:\n\nTitle:"  # before a title
     ask_passage: Words = "\n\nThe Wikipedia paragraph to answer the above question is:\n\nAnswer:"  # before a passage
+    title_end: Words = ""  # ends a title, e.g. a newline; empty: the end of text, as in the paper
     reader: str = ""  # written behind the prompt before an answer, e.g. "\nPassage: {passage}\nAnswer:"
 
     def __post_init__(self) -> None:
@@ -128,16 +129,17 @@ class RecallLocation:
 
     def _titles(self, run: Run, store: Documents) -> Decoder[list[tuple[float, Document]]]:
         """Stage 1: the documents of the best titles, with the titles' scores."""
-        ends = run.ends
+        mark = tuple(_ids(run, self.title_end))
+        ends = frozenset[int]() if mark else run.ends
         by_ids: dict[tuple[int, ...], list[Document]] = {}
         for document in store:
             for ids in document.titles:
-                by_ids.setdefault(ids, []).append(document)
+                by_ids.setdefault((*ids, *mark), []).append(document)
         clash = next((t for t in by_ids for n in range(1, len(t)) if t[:n] in by_ids), None) if not ends else None
         if clash is not None:
             raise ValueError(
                 f"the title {by_ids[clash][0].title!r} begins with another title, and {run.lm.name} has no token that "
-                "ends a text: give stop_tokens, or other titles"
+                "ends a text: give title_end"
             )
         root = yield from self._behind(run, self.ask_title, run.max_tokens)
         trie = Trie(run.lm.vocab_size, ends, by_ids)
@@ -181,9 +183,7 @@ class RecallLocation:
 
     def _behind(self, run: Run, words: Words, tokens: int) -> Decoder[Hypothesis]:
         """The empty text behind the prompt and some words; an encoder reads the words with its source."""
-        ids: list[int] = []
-        if words:
-            ids = run.lm.encode(words, special=False) if isinstance(words, str) else list(words)
+        ids = _ids(run, words)
         before = len(run.source) or run.prompt_length
         room = run.lm.context_length - before - len(ids) - (0 if run.source else min(tokens, run.max_tokens))
         if room < 0:
@@ -221,6 +221,12 @@ class RecallLocation:
         for request in asked:
             request.sequence.release()
         return found
+
+
+def _ids(run: Run, words: Words) -> list[int]:
+    if not isinstance(words, str):
+        return list(words)
+    return run.lm.encode(words, special=False) if words else []
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -103,7 +102,8 @@ def _spelled(lm: LM, place: str, title: str, text: str) -> Document:
     if getattr(lm.tokenizer, "is_fast", False):
         known = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         spans = [(int(a), int(b)) for a, b in known["offset_mapping"]]
-    else:  # a piece of a character counts as one that is not there yet
-        lengths = [len(lm.decode(ids[:i]).rstrip("\ufffd")) for i in range(len(ids) + 1)]
-        spans = list(itertools.pairwise(lengths))
+    else:
+        said = [lm.decode(ids[:i]) for i in range(len(ids) + 1)]
+        whole = [len(text.rstrip("\ufffd")) for text in said]  # a piece of a character stands for all of it
+        spans = [(whole[i], whole[i + 1] + said[i + 1].endswith("\ufffd")) for i in range(len(ids))]
     return Document(title, text, titles, ids, tuple(spans))

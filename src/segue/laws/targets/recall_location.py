@@ -44,24 +44,25 @@ def hold(method: Any, world: World) -> dict[str, float]:
     compared = 0
     size = world.lm.vocab_size
     for number, prompt in enumerate(world.prompts[:2]):
-        for ends in (frozenset([size - 1]), frozenset[int]()):
-            letters = [token for token in range(min(size, 6)) if token not in ends]
-            store = documents(letters, bool(ends), number)
+        for ends, mark in ((frozenset([size - 1]), ()), (frozenset[int](), (size - 1,)), (frozenset[int](), ())):
+            closing = (*ends, *mark)  # what ends a title
+            letters = [token for token in range(min(size, 6)) if token not in closing]
+            store = documents(letters, bool(closing), number)
             held = tuple(Stored("", "", (d.title,), d.text) for d in store)
             form = replace(
                 method, documents=held, titles=2, prefix=3, passage=6, passages=4, lam=0.6, ask_title=[0, 1],
-                ask_passage=[1],
+                ask_passage=[1], title_end=mark,
             )  # fmt: skip
             with ending_at(world.lm, ends):
                 behind = [rows(world, prompt, words) for words in (form.ask_title, form.ask_passage)]
-                titles = sorted(title_scores(store, behind[0], ends), reverse=True)[: form.titles]
+                titles = sorted(title_scores(store, behind[0], closing), reverse=True)[: form.titles]
                 best = sorted(places(form, store, titles, behind[1]), reverse=True)
                 wide = replace(form, title_beams=WIDE, beams=WIDE)
                 narrow = replace(form, title_beams=2, beams=2)
                 for mine, exhaustive in ((wide, True), (narrow, False)):
-                    for batch in ([prompt], [prompt, world.prompts[1]]):
+                    for batch in ([prompt], [prompt, world.prompts[-1]]):
                         answer = decode(world.lm, mine, batch, Settings(max_tokens=8))[0]
-                        compared += _compare(mine, prompt, answer, store, behind, ends, best if exhaustive else None)
+                        compared += _compare(mine, prompt, answer, store, behind, closing, best if exhaustive else None)
     return {"tokens": compared}
 
 
@@ -91,9 +92,9 @@ def mean(behind: Rows, text: Text) -> float:
     return sum(behind(text[:i])[token] for i, token in enumerate(text)) / len(text)
 
 
-def title_scores(store: list[Document], behind: Rows, ends: frozenset[int]) -> Iterator[tuple[float, Text]]:
+def title_scores(store: list[Document], behind: Rows, closing: Text) -> Iterator[tuple[float, Text]]:
     for document in store:
-        yield mean(behind, (*document.title, *ends)), document.title  # one end at most
+        yield mean(behind, (*document.title, *closing)), document.title
 
 
 def places(method: Any, store: list[Document], titles: list[tuple[float, Text]], behind: Rows) -> Iterator[Place]:
@@ -122,11 +123,11 @@ def _compare(
     answer: Any,
     store: list[Document],
     behind: list[Rows],
-    ends: frozenset[int],
+    closing: Text,
     best: list[Place] | None,
 ) -> int:
     at_titles, at_passages = behind
-    worth = {title: score for score, title in title_scores(store, at_titles, ends)}
+    worth = {title: score for score, title in title_scores(store, at_titles, closing)}
     found = answer.trace
     if best is not None and not _near([p["score"] for p in found], [p.score for p in best[: method.passages]]):
         raise LawBroken(f"{method} on {prompt}: {found}, where an exhaustive search finds {best[: method.passages]}")
