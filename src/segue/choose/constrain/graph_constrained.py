@@ -57,7 +57,7 @@ class GraphConstrained:
     softmax: str = "all"  # an edge's share among all tokens, or (labels, the paper's) among those that leave its node
     normalise: bool = False  # divide a path's cost by its length and 2, as the paper does
     together: int = 4  # prefixes that the exact search reads in one forward
-    held: int = 16  # caches of prefixes that are kept; others are read again
+    held: int = 8  # caches of prefixes that are kept; others are read again
 
     def __post_init__(self) -> None:
         for name in ("paths", "together", "held"):
