@@ -69,7 +69,7 @@ def ranked(model: Model, network: Any, prompt: str) -> list[tuple[float, str]]:
 def test_the_exact_search_finds_the_networks_own_best_of_the_list(model: Model, network: Any, listed: str) -> None:
     for prompt in QUESTIONS[1:]:
         best = ranked(model, network, prompt)[:5]
-        for together, held in ((1, 1), (4, 16)):
+        for together, held in ((1, 1), (4, 8)):
             method = GraphConstrained(file=listed, together=together, held=held)
             answer = model.generate(prompt, method=method, max_tokens=ROOM)
             assert [c.text for c in answer.candidates or []] == [text for _, text in best]

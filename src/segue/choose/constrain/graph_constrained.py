@@ -57,7 +57,7 @@ class GraphConstrained:
     softmax: str = "all"  # an edge's share among all tokens, or (labels, the paper's) among those that leave its node
     normalise: bool = False  # divide a path's cost by its length and 2, as the paper does
     together: int = 4  # prefixes that the exact search reads in one forward
-    held: int = 16  # caches of prefixes that are kept; others are read again
+    held: int = 8  # caches of prefixes that are kept; others are read again
 
     def __post_init__(self) -> None:
         for name in ("paths", "together", "held"):
@@ -78,7 +78,7 @@ class GraphConstrained:
         legal = Legal(run, self._constraint(run), self.held, labels=self.softmax == "labels")
         yield from legal.open()
         search = self._exact if self.search == "exact" else self._shortest
-        found = yield from search(run, legal)
+        found = yield from search(legal)
         legal.close()
         run.stats.note = f"{len(legal.places)} beginnings read"
         deliver(run, [legal.hypothesis(prefix, -cost) for cost, prefix in found])
@@ -104,9 +104,8 @@ class GraphConstrained:
         """What a path of so many tokens is ranked by, the smaller the better."""
         return cost / (length + BOUNDARIES) if self.normalise else cost
 
-    def _exact(self, run: Run, legal: Legal) -> Decoder[list[Way]]:
+    def _exact(self, legal: Legal) -> Decoder[list[Way]]:
         """The k best by a best-first search; several places are read at a time."""
-        longest = run.max_tokens
         heap: list[tuple[float, float, Prefix, bool]] = [(0.0, 0.0, (), False)]  # bound, cost, tokens, whether whole
         found: list[Way] = []
         while heap and len(found) < self.paths:
@@ -125,14 +124,15 @@ class GraphConstrained:
                         after = cost - _checked(step.score)
                         if token == END:
                             heapq.heappush(heap, (self._worth(after, len(prefix)), after, prefix, True))
-                        else:
-                            heapq.heappush(heap, (self._worth(after, longest), after, (*prefix, token), False))
+                        else:  # the longest output behind it would make its cost count least
+                            longer = (*prefix, token)
+                            heapq.heappush(heap, (self._worth(after, legal.longest(longer)), after, longer, False))
             yield from legal.read([prefix for _, _, prefix, whole in unread if not whole])
             for item in unread:
                 heapq.heappush(heap, item)
         return found
 
-    def _shortest(self, run: Run, legal: Legal) -> Decoder[list[Way]]:
+    def _shortest(self, legal: Legal) -> Decoder[list[Way]]:
         """The k shortest paths of the graph (Yen 1971), from deviations of accepted paths (Lawler 1972)."""
         order = levels(legal.constraint)
         accepted: list[Prefix] = []

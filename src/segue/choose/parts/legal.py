@@ -17,6 +17,7 @@ from segue.data import Want
 from segue.data.completion import TokenLogprob
 from segue.models.constraint import Constraint
 from segue.models.run import Decoder, Run
+from segue.ops.automaton import Minimal
 
 Prefix = tuple[int, ...]
 END = -1  # the step that ends the text
@@ -69,6 +70,13 @@ class Legal:
         """The tokens that may follow, without those that end the text."""
         mask = self.constraint.mask(prefix)
         return [token for token in mask.nonzero()[:, 0].tolist() if token not in self.constraint.end_ids]
+
+    def longest(self, prefix: Prefix) -> int:
+        """Tokens of the longest output that begins so, or a number that is larger."""
+        automaton, state = self.constraint.automaton, self.constraint.state(prefix)
+        if not isinstance(automaton, Minimal) or not isinstance(state, int):
+            return self.run.max_tokens
+        return min(len(prefix) + automaton.longest[state], self.run.max_tokens)
 
     def hypothesis(self, prefix: Prefix, score: float) -> Hypothesis:
         """A whole output, with the token that ends it where there is room for one."""

@@ -14,8 +14,9 @@ KEPT = 32  # graphs (and compiled grammars) kept per model
 
 
 def listed(run: Run, path: str, tag: str = "") -> Minimal:
-    """The graph of the outputs in a file, made once per model. A tag is written before its output, with a space
-    between. ValueError that names the line where one is not as it should be."""
+    """The graph of the outputs in a file, made once per model, each in the tokenizer's own spelling and in no other.
+    A tag is written before its output, with a space between. ValueError that names the line where one is not as it
+    should be."""
     ends = run.lm.eos_ids | set(run.settings.stop_tokens)
     try:
         stamp = os.stat(path).st_mtime_ns
