@@ -156,6 +156,17 @@ def text_of(run: Run, tokens: list[int]) -> str:
     return stream.text
 
 
+def prompt_words(run: Run) -> str:
+    """The prompt as scorers read it: its text, or its token ids where the model has no tokenizer."""
+    prompt = run.prompt
+    return run.lm.decode(prompt) if run.lm.tokenizer is not None else " ".join(map(str, prompt))
+
+
+def words_of(run: Run, tokens: list[int]) -> str:
+    """An output, or a part of one, as scorers read it."""
+    return text_of(run, tokens) if run.lm.tokenizer is not None else " ".join(map(str, tokens))
+
+
 def deliver(run: Run, ranked: list[Hypothesis]) -> None:
     """Give out the first of the hypotheses, and all of them as candidates; their pasts are released. Raises
     ConstraintError where there is none: everything that was tried led to a dead end."""
