@@ -45,6 +45,13 @@ class DraftTree:
         )
 
     @classmethod
+    def alternatives(cls, tokens: Sequence[int]) -> DraftTree:
+        """Tokens that could each come next: all at one position, and none sees another."""
+        n = len(tokens)
+        no, scores, sources = [False] * n, [1.0] * n, [""] * n
+        return cls(list(tokens), [-1] * n, [0] * n, no, list(no), scores, sources, is_chain=n == 1)
+
+    @classmethod
     def from_paths(cls, root: int, paths: Iterable[Sequence[int]], source: str = "") -> DraftTree:
         """The trie of several continuations of `root`; shared prefixes become shared nodes."""
         tree = cls.root(root)

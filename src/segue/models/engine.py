@@ -202,7 +202,8 @@ class Engine:
             else:
                 chunk = request.tokens[piece.done : piece.done + size]
                 last = piece.done + size == len(request.tokens)
-                want = request.want if last else Want(logits="none", layers=request.want.layers)
+                unseen = Want(logits="none", hidden=request.want.hidden, layers=request.want.layers)
+                want = request.want if last else unseen
                 asks.append((request.sequence, DraftTree.chain(chunk), want))
         self.forwards += 1
         begin = time.perf_counter()
@@ -227,10 +228,9 @@ class Engine:
                 continue
             if isinstance(request, Prefill):
                 request.sequence.commit(list(range(size)))
-                piece.done += size
-                if piece.done < len(request.tokens):
-                    continue
-            piece.scores = mine
+                piece.read(mine, size)
+            else:
+                piece.scores = mine
         for job in owners(pack):
             if job.error is None and all(piece.scores is not None for piece in job.pieces):
                 found = [piece.scores for piece in job.pieces]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from segue.data import Scores
 from segue.models.run import Decoder, Forward, Prefill, Request, Run
 from segue.models.sequence import Sequence
@@ -19,6 +22,18 @@ class Piece:
     request: Forward | Prefill
     done: int = 0  # tokens of a prefill that are read already
     scores: Scores | None = None
+    hidden: dict[int, list[Tensor]] = field(default_factory=dict)  # of a prefill: state -> those of every chunk so far
+
+    def read(self, scores: Scores, size: int) -> None:
+        """Take the scores of a chunk of `size` tokens; those of the last one are a prefill's, with the hidden states of
+        all its tokens."""
+        self.done += size
+        for state, rows in scores.hidden.items():
+            self.hidden.setdefault(state, []).append(rows)
+        if not self.rows:
+            self.scores = scores
+            if self.done > size:
+                scores.hidden = {state: torch.cat(parts) for state, parts in self.hidden.items()}
 
     @property
     def rows(self) -> int:

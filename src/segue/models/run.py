@@ -35,7 +35,7 @@ class Forward:
 @dataclass(frozen=True, slots=True)
 class Prefill:
     """Ask for tokens to be read and committed, in chunks as the engine sees fit. Gives the scores of the last chunk,
-    in which the last row is the last token's."""
+    in which the last row is the last token's, and the hidden states that are wanted of all tokens."""
 
     sequence: Sequence
     tokens: list[int]

@@ -1,0 +1,52 @@
+"""Hidden states as transformers gives them, by one forward over a whole text: no cache, no packing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from segue.laws.worlds import World
+from segue.models.toy import ToyLM
+from segue.models.transformers.lm import TransformersLM
+
+
+class States:
+    """Knows the hidden states of a world's model. An encoder-decoder's are those of its decoder."""
+
+    def __init__(self, world: World) -> None:
+        self._lm: Any = world.lm
+        if isinstance(world.lm, TransformersLM):
+            self._network: Any = copy.deepcopy(world.lm.network)
+            for part in self._network.modules():
+                if isinstance(part, PreTrainedModel):
+                    part.set_attn_implementation("eager")
+        elif not isinstance(world.lm, ToyLM):
+            raise ValueError(f"{world.lm.name} gives no hidden states")
+
+    @torch.no_grad()
+    def after(self, prompt: Sequence[int], output: Sequence[int]) -> tuple[Tensor, ...]:
+        """(T, D) per layer: what enters the first, then what each gives, the last one's behind the norm. Of a table all
+        are the same: they say which its last tokens were."""
+        text = [*(self._lm.start_ids or prompt), *output]
+        if isinstance(self._lm, ToyLM):
+            return (self._codes(text),) * (self._lm.layers + 1)
+        ids = torch.tensor([text], device=self._lm.device)
+        if not self._lm.start_ids:
+            out = self._network(input_ids=ids, use_cache=False, output_hidden_states=True)
+            return tuple(layer[0] for layer in out.hidden_states)
+        source = torch.tensor([list(prompt)], device=self._lm.device)
+        out = self._network(input_ids=source, decoder_input_ids=ids, use_cache=False, output_hidden_states=True)
+        return tuple(layer[0] for layer in out.decoder_hidden_states)
+
+    def _codes(self, text: list[int]) -> Tensor:
+        size, order = self._lm.vocab_size, self._lm.order
+        codes = torch.zeros(len(text), size**order, dtype=torch.float64)
+        for place in range(len(text)):
+            last = ([0] * order + text[: place + 1])[-order:]
+            codes[place, sum(token * size**power for power, token in enumerate(reversed(last)))] = 1
+        return codes
