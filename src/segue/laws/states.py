@@ -43,6 +43,13 @@ class States:
         out = self._network(input_ids=source, decoder_input_ids=ids, use_cache=False, output_hidden_states=True)
         return tuple(layer[0] for layer in out.decoder_hidden_states)
 
+    @torch.no_grad()
+    def of_source(self, prompt: Sequence[int]) -> Tensor:
+        """(S, D) the last states of an encoder-decoder's encoder."""
+        ids = torch.tensor([list(prompt)], device=self._lm.device)
+        found: Tensor = self._network.get_encoder()(input_ids=ids).last_hidden_state[0]
+        return found
+
     def _codes(self, text: list[int]) -> Tensor:
         size, order = self._lm.vocab_size, self._lm.order
         codes = torch.zeros(len(text), size**order, dtype=torch.float64)
