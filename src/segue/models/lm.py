@@ -29,6 +29,7 @@ class LM(ABC):
     context_length: int
     eos_ids: frozenset[int]
     layers: int  # decoder layers that `Want.layers` may choose from
+    tied: bool = False  # the head is the embeddings' own matrix
     device: torch.device = torch.device("cpu")
     tokenizer: Any = None  # a transformers tokenizer, or None: then prompts are token ids
     weight_bytes: int = 0

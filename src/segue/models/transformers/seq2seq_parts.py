@@ -45,6 +45,7 @@ class Parts:
     places: Tensor | None = None  # (L, D): what it gives by position
     pad: tuple[int, Tensor] | None = None  # a token that it gives other rows
     biases: list[Tensor | None] = field(default_factory=list)  # per layer (H, L): relative bias by distance
+    _beside: list[None] | None = None  # stands for what its layers give beside their state; None: not known yet
 
     def __post_init__(self) -> None:
         # Layers that find their cross-attention's keys in the cache do not compute any.
@@ -98,6 +99,30 @@ class Parts:
                 **{self.cache_name: self._cache},
             )
 
+    def read_out(self, states: Tensor) -> Tensor:
+        """Logits (n, V) of states (n, D) as if a last layer had given them: no layer runs, what comes behind does."""
+        layers = decoder_layers(self.network.get_decoder(), self.layers)
+        ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+        given: list[Any] = []
+        with ExitStack() as stack:
+            stack.enter_context(attending(nothing))
+            if self._beside is None:  # what a layer gives beside its state is of no use here, but has to be there
+                hook = layers[-1].register_forward_hook(lambda _m, _a, out: given.append(out))
+                stack.callback(hook.remove)
+                self._run(ids)
+                self._beside = [None] * (len(given[0]) - 1) if isinstance(given[0], tuple) else []
+            out = (states[None], *self._beside) if self._beside else states[None]
+            for layer in layers:
+                layer.forward = lambda *_, **__: out
+                stack.callback(layer.__dict__.pop, "forward")
+            logits: Tensor = self._run(ids).logits[0]
+        return logits
+
+    def _run(self, ids: Tensor) -> Any:
+        return self.network(
+            encoder_outputs=self._encoded, decoder_input_ids=ids, use_cache=False, **{self.cache_name: self._cache}
+        )
+
     @contextmanager
     def _rows_kept(self, rows: Tensor) -> Iterator[None]:
         """Only these rows of the decoder's last states go on to the head."""
@@ -126,6 +151,14 @@ class Parts:
             yield
         finally:
             del self.embeds.forward
+
+
+def decoder_layers(decoder: nn.Module, count: int) -> nn.ModuleList:
+    """A decoder's list of layers."""
+    found = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not found:
+        raise CapabilityError(f"its decoder has no list of {count} layers")
+    return found[0]
 
 
 @dataclass(slots=True)
