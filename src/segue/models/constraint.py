@@ -15,7 +15,7 @@ from torch import Tensor
 from segue.data import NEVER, Automaton, ConstraintError, Settings
 from segue.models.grammar import grammar, shown, source
 from segue.models.lm import LM
-from segue.ops.automaton import Trie, within
+from segue.ops.automaton import Trie, permits, within
 
 GRAMMARS = ("json_schema", "regex", "grammar")
 ANCHORS = ("\n", ":", "a")  # texts behind which a choice is tokenised, so that no space is put before it
@@ -118,6 +118,12 @@ class Constraint:
             if len(self._masks) > MASKS:
                 self._masks.popitem(last=False)
         return mask
+
+    def permits(self, output: tuple[int, ...], token: int) -> bool:
+        """Whether one token may follow: `mask(output)[token]` without the rest of the mask."""
+        state = self.state(output)
+        budget = max(self._max_tokens - len(output), 0)
+        return state is not None and permits(self.automaton, state, token, budget)
 
     def apply(self, scores: Tensor, output: tuple[int, ...]) -> Tensor:
         """Scores (V,) with -inf for all that may not follow. Where nothing may, a token is left that `take` refuses:

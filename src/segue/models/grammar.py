@@ -122,9 +122,28 @@ class Grammar:
     def within(self, state: Hashable, budget: int) -> Tensor:
         """(V,) bool: what is allowed; but where the tokens left are just enough for a way to the end that was found,
         only that way. A text may still not end in time: where no way is found, or a token took one away."""
-        mask, prefix = self.allowed(state), self._prefix(state)
+        only = self._only(self._prefix(state), budget)
+        if only is None:
+            return self.allowed(state)
+        mask = torch.zeros(self.vocab_size, dtype=torch.bool)
+        mask[only] = True
+        return mask
+
+    def permits(self, state: Hashable, token: int, budget: int) -> bool:
+        """The same of one token, without the rest of the mask. What is forced has one spelling in masks, and here."""
+        prefix = self._prefix(state)
+        only = self._only(prefix, budget)
+        if only is not None:
+            return token in only
+        if not self.check(state, token):
+            return False
+        forced = [] if token in self.end_ids else self._parser(prefix).compute_ff_tokens()
+        return not forced or token == forced[0]
+
+    def _only(self, prefix: Prefix, budget: int) -> list[int] | None:
+        """The tokens that keep to the way to the end, where there is no room for another one."""
         if not self.end_ids or not 0 < budget <= CLOSING or self._ended(prefix):
-            return mask
+            return None
         key = prefix, budget
         if key not in self._ways:
             self._ways[key] = way_out(self._parser(prefix), self._closers, _accepts, budget)
@@ -132,10 +151,8 @@ class Grammar:
                 self._ways.popitem(last=False)
         way = self._ways[key]
         if way is None or len(way) + SLACK < budget:
-            return mask
-        only = torch.zeros_like(mask)
-        only[list(way[:1]) or sorted(self.end_ids)] = True
-        return only
+            return None
+        return list(way[:1]) or sorted(self.end_ids)
 
     def _mask(self, prefix: Prefix) -> Tensor:
         mask = torch.zeros(self.vocab_size, dtype=torch.bool)

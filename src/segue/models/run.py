@@ -117,9 +117,8 @@ class Run:
         self.chance: Chance = source if source is not None else chance.Generator(settings.seed)
         self.text = TextStream(lm, self.ids, settings.stop)
         self.max_tokens = min(settings.max_tokens, lm.context_length - self.prompt_length)
-        own = lm.constraints(settings, self.source, self.prompt_length + self.max_tokens)
         self.constraint = constraint(settings, lm, self.max_tokens)
-        self.target = Target(settings, lm, self.prompt_length, own, self.constraint)
+        self.target = self._target(settings)
         self.sequence = lm.reading(self.source)
         self.first: Scores | None = None  # set where another run has read the prompt for this one
         self.finish_reason: FinishReason | None = None
@@ -167,8 +166,17 @@ class Run:
         self.prompt_length = len(ids)
         self.text = TextStream(self.lm, self.ids, self.settings.stop, drop)
         self.max_tokens = min(self.settings.max_tokens, self.lm.context_length - self.prompt_length)
-        own = self.lm.constraints(self.settings, self.source, self.prompt_length + self.max_tokens)
-        self.target = Target(self.settings, self.lm, self.prompt_length, own, self.constraint)
+        self.target = self._target(self.settings)
+
+    def sampled(self, temperature: float) -> Target:
+        """The distribution that the request is sampled from; that of a greedy request at `temperature`."""
+        if not self.target.greedy:
+            return self.target
+        return self._target(replace(self.settings, temperature=temperature))
+
+    def _target(self, settings: Settings) -> Target:
+        own = self.lm.constraints(settings, self.source, self.prompt_length + self.max_tokens)
+        return Target(settings, self.lm, self.prompt_length, own, self.constraint)
 
     def step_seconds(self, rows: int) -> float:
         """This run's share of a forward in which everyone who shares it brings that many rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -57,6 +58,13 @@ class Target:
     def argmax(self) -> bool:
         """The next token is the arg-max of the raw logits: nothing else has to be computed."""
         return self.greedy and not self._history and self.constraint is None
+
+    @property
+    def free(self) -> Target:
+        """The same without the constraint: what is drawn from where tokens are checked one by one."""
+        other = copy.copy(self)
+        other.constraint = None
+        return other
 
     def p(self, logits: Tensor, prefix: list[int]) -> Tensor:
         """Probabilities (V,) after `prefix` (all token ids so far) from raw logits (V,)."""

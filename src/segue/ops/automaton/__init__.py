@@ -4,7 +4,7 @@ combine. Every one of them says how many tokens its text still needs."""
 from __future__ import annotations
 
 from segue.ops.automaton.avoid import Avoid
-from segue.ops.automaton.base import Base, Table, within
+from segue.ops.automaton.base import Base, Table, permits, within
 from segue.ops.automaton.combine import Concatenation, Intersection, Union
 from segue.ops.automaton.graph import Graph
 from segue.ops.automaton.phrases import Phrases
@@ -22,5 +22,6 @@ __all__ = [
     "Table",
     "Trie",
     "Union",
+    "permits",
     "within",
 ]
