@@ -68,6 +68,7 @@ def test_the_probability_alone_is_greedy_on_dialogues(model: Model, dialogues: l
 def test_without_an_earlier_utterance_nothing_is_kept_away_from(model: Model) -> None:
     answer = model.generate("Once upon a time", method=IPS(show=True), max_tokens=8)
     assert answer.trace[0] == {"utterances": 0}
+    assert json.loads(json.dumps(answer.as_dict()))["trace"] == answer.trace
     assert len(answer.trace) == 1 + 8 - 2
     assert all(set(step["iso"]) == {0.0} for step in answer.trace[1:])
     assert all(max(step["prox"]) > 0 for step in answer.trace[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -85,6 +86,7 @@ def test_weights_are_those_of_scipy_and_scikit_learn(model: Model) -> None:
     method = PhiDecoding(beams=2, rollouts=3, foresights=2, least=3, show=True)
     answer = model.generate(QUESTION, method=method, max_tokens=48, seed=2, stop=["\nQuestion"])
     assert len(answer.trace) == 3
+    assert json.loads(json.dumps(answer.as_dict()))["trace"] == answer.trace
     for seen in answer.trace[:2]:
         paths = seen["paths"]
         texts = [model.lm.decode(path["ending"]) for path in paths]
@@ -156,6 +158,12 @@ def test_answers_satisfy_their_constraint(model: Model) -> None:
         assert "110" in "".join(map(str, answer.tokens))
     with pytest.raises(ConstraintError, match="its shortest text has 3 tokens"):
         decode(world.lm, PhiDecoding(unit="token"), [[0]], Settings(max_tokens=2, constraint=phrase))
+
+
+def test_its_answers_can_be_ranked_by_others(model: Model) -> None:
+    method = segue.method("mbr", inner="phi_decoding", samples=3)
+    answer = model.generate(QUESTION, method=method, seed=2, max_tokens=10)
+    assert answer.trace[-1]["drawn"] == 3
 
 
 def test_samples_of_one_prompt(model: Model) -> None:
