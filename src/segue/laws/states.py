@@ -46,6 +46,13 @@ class States:
         return tuple(layer[0] for layer in out.decoder_hidden_states)
 
     @torch.no_grad()
+    def of_source(self, prompt: Sequence[int]) -> Tensor:
+        """(S, D) the last states of an encoder-decoder's encoder."""
+        ids = torch.tensor([list(prompt)], device=self._lm.device)
+        found: Tensor = self._network.get_encoder()(input_ids=ids).last_hidden_state[0]
+        return found
+
+    @torch.no_grad()
     def read_out(self, prompt: Sequence[int], output: Sequence[int], layer: int) -> list[float]:
         """(V,) what the model would give after some output if this layer were its last: its state through the last
         norm and the head. A table's layers compute nothing, but without them its rows are disturbed."""

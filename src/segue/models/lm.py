@@ -9,6 +9,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from segue.data import CapabilityError, DraftTree, Scores, Settings, Want
 from segue.models.cost import FLAT, Cost
@@ -110,6 +111,10 @@ class LM(ABC):
         if source:
             raise ValueError(f"{self.name} has no encoder: it cannot write from a source of {len(source)} tokens")
         return self.sequence()
+
+    def source_states(self, source: Seq[int]) -> Tensor:
+        """(S, D) what the encoder of an encoder-decoder makes of the tokens of a source."""
+        raise ValueError(f"{self.name} has no encoder: it cannot read a source of {len(source)} tokens")
 
     @abstractmethod
     def forward(self, asks: Seq[Ask]) -> list[Scores]:

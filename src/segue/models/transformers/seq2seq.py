@@ -67,6 +67,12 @@ class Seq2SeqLM(TransformersLM):
         self.check_prompt(source)
         return self._over(Source(list(source)))
 
+    @torch.inference_mode()
+    def source_states(self, source: Seq[int]) -> Tensor:
+        self.check_prompt(source)
+        with on_threads(self.threads_for(len(source))):
+            return self.parts.states(torch.tensor([list(source)], device=self.device))[0]
+
     def _over(self, source: Source) -> Sequence:
         past = KVCache(self.layout)
         past.source = source

@@ -59,16 +59,21 @@ class Parts:
             last_hidden_state=torch.zeros(1, 1, width, dtype=like.dtype, device=like.device)
         )
 
+    def states(self, ids: Tensor) -> Tensor:
+        """(B, S, D) the encoder's last states of texts (B, S)."""
+        with attending(whole_text):
+            found: Tensor = self.network.get_encoder()(input_ids=ids)[0]
+        return found
+
     def encode(self, ids: Tensor, start: int) -> list[list[tuple[Tensor, Tensor]]]:
         """Per text of ids (B, S) and decoder layer the cross-attention's keys and values (1, G, S, d)."""
-        with attending(whole_text):
-            encoded = self.network.get_encoder()(input_ids=ids)
+        encoded = self.states(ids)
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         cache = EncoderDecoderCache(Through(), Through(kept))
         first = torch.full((len(ids), 1), start, device=ids.device)
         with attending(nothing), self._rows_kept(torch.zeros(0, dtype=torch.long)):
             self.network(
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded[0]),
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
                 decoder_input_ids=first,
                 use_cache=False,
                 **{self.cache_name: cache},
