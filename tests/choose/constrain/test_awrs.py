@@ -99,7 +99,7 @@ def test_grammars_are_kept_with_fewer_checks_than_tokens(model: Model) -> None:
         (trace,) = answer.trace
         checks = trace["checks_per_token"] * trace["tokens_drawn"]
         assert answer.stats.constraint_checks == pytest.approx(checks, rel=0.01)
-        assert trace["checks_per_token"] < 66  # `patience` and its mask, and mostly far fewer
+        assert trace["checks_per_token"] < 18  # `patience` and its mask; the vocabulary has 6144 tokens
         longest = max(len(c.tokens) for c in answer.candidates)
         assert answer.stats.target_forwards <= 48
         assert answer.stats.target_forwards >= longest - 1  # all particles share every forward

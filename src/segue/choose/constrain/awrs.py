@@ -54,7 +54,7 @@ class Awrs:
     estimator: str = "auto"  # of w: recursive, geometric, auto (by the largest p); none: weight 1, choosing by token
     accepts: int = 2  # acceptances that the geometric one waits for; more (then always geometric) vary less, cost more
     resample: float = 0.5  # share of effective particles below which they are drawn anew; 0 never
-    patience: int = 64  # refusals of one token after which all allowed tokens are asked for at once; 0 never
+    patience: int = 16  # refusals of one token after which all allowed tokens are asked for at once; 0 never
     temperature: float = 1.0  # at which a greedy request is sampled
 
     def __post_init__(self) -> None:
