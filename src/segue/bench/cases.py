@@ -11,9 +11,8 @@ from typing import Any
 
 from segue.bench.suites import place, records, spread
 from segue.data import Settings
-from segue.models.constraint import check, spelling
+from segue.models.constraint import check
 from segue.models.lm import LM
-from segue.ops.automaton import Substring
 
 JUDGED = ("translation", "constrained")
 CONSTRAINTS = ("json_schema", "regex", "grammar", "choices", "passage")
@@ -33,12 +32,10 @@ class Case:
         """The prompt as a model gets it."""
         return self.document if lm.start_ids and self.document else self.prompt
 
-    def settings(self, lm: LM) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The constraint as a setting of the request."""
         passage = self.constraint.get("passage")
-        if passage is None:
-            return dict(self.constraint)
-        return {"constraint": Substring(lm.vocab_size, lm.eos_ids, [spelling(passage, lm)])}
+        return dict(self.constraint) if passage is None else {"grammar": within(passage)}
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,13 @@ class Cases:
     name: str
     sort: str
     cases: tuple[Case, ...]
+
+
+def within(passage: str) -> str:
+    """A grammar of the parts of a passage: whole words of it, not blank. A constraint over its tokens would also take
+    what ends within a character."""
+    words = json.dumps({"substring_words": passage})
+    return f"start: PART\nPART: WORDS & /(?s:.*)\\S(?s:.*)/\nWORDS: %regex {words}\n"
 
 
 def judged(name: str) -> bool:
@@ -107,8 +111,9 @@ def _check(given: dict[str, Any], where: str) -> None:
     """ValueError where a constraint cannot be read, by the model's side or by the oracle's."""
     try:
         if "passage" in given:
-            if not isinstance(given["passage"], str) or not given["passage"]:
+            if not isinstance(given["passage"], str) or not given["passage"].strip():
                 raise ValueError("a passage is a text that is not empty")
+            check(Settings(grammar=within(given["passage"])))
         else:
             check(Settings(**given))
         json.dumps(given)

@@ -137,7 +137,7 @@ class Contest:
         ids = lm.encode(case.read_by(lm))[-lm.longest_prompt(settings["max_tokens"]) :]
         begin = time.perf_counter()
         try:
-            own = {} if entrant.free else case.settings(lm)
+            own = {} if entrant.free else case.settings()
             out: Completion = self.model.generate(ids, method, **settings, **own)
         except ValueError as error:
             given = Answer(error=str(error), refused=not isinstance(error, ConstraintError))
