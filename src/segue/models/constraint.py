@@ -81,7 +81,7 @@ class Constraint:
         self.automaton = automaton
         self.end_ids = automaton.end_ids
         self.name = name
-        self.checks = 0  # masks that were made
+        self.checks = 0  # masks that were made, and single tokens asked about
         self._lm = lm
         self._max_tokens = max_tokens
         self._start = automaton.start()
@@ -123,6 +123,7 @@ class Constraint:
 
     def permits(self, output: tuple[int, ...], token: int) -> bool:
         """Whether one token may follow: `mask(output)[token]` without the rest of the mask."""
+        self.checks += 1
         state = self.state(output)
         budget = max(self._max_tokens - len(output), 0)
         return state is not None and permits(self.automaton, state, token, budget)

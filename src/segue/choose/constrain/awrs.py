@@ -108,11 +108,9 @@ class Awrs:
             output = tuple(parent.tokens)
 
             def check(token: int) -> bool:
-                run.stats.constraint_checks += 1
                 return constraint.permits(output, token)
 
             def mask() -> Tensor:
-                run.stats.constraint_checks += 1
                 return constraint.mask(output)
 
             assert parent.row is not None

@@ -101,10 +101,8 @@ def sampling(run: Run, target: Target) -> Draw:
         assert parent.row is not None
         token = run.chance.index(target.p(parent.row, [*prompt_of(run), *parent.tokens]))
         constraint = run.constraint
-        if constraint is not None:
-            run.stats.constraint_checks += 1
-            if not constraint.permits(tuple(parent.tokens), token):
-                return None  # a mask leaves something to draw where nothing is allowed
+        if constraint is not None and not bool(constraint.mask(tuple(parent.tokens))[token]):
+            return None  # something is left to draw where nothing is allowed
         return parent.child(run, token, float(parent.row.double().log_softmax(-1)[token]))
 
     return draw
