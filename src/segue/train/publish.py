@@ -61,8 +61,11 @@ def publish(target: Path, draft: Path, data: Path, embedded: Path, results: Path
     (embedded / "LICENSE-DATA.md").write_text(data_licences(names))
 
 
-def publish_translation(run: Path, data: Path, embedded: Path, results: Path) -> None:
-    """Copy the translator of the work folder `run` to `embedded`, its card beside it; the loss curve to `results`."""
+def publish_translation(run: Path, data: Path, embedded: Path, results: Path, note: str = "") -> None:
+    """Copy the translator of the work folder `run` to `embedded`, its card beside it; the loss curve to `results`.
+
+    `note` is what the card shall say of this run alone.
+    """
     summary = json.loads((run / "summary.json").read_text())
     recipe = find_recipe(summary["recipe"])
     if not isinstance(recipe, Translation):
@@ -77,7 +80,7 @@ def publish_translation(run: Path, data: Path, embedded: Path, results: Path) ->
         written = task.translate([pair.source for pair in chosen])
         samples += [(name, pair.source, line, pair.target) for pair, line in zip(chosen, written, strict=True)]
     config = json.loads((folder / "config.json").read_text())
-    (folder / "README.md").write_text(translation_card(summary, config, samples))
+    (folder / "README.md").write_text(translation_card(summary, config, samples, note))
 
 
 def _ship(run: Path, folder: Path, summary: Mapping[str, Any], results: Path) -> None:

@@ -12,7 +12,8 @@ from segue.train.recipes import Translation, find_recipe
 INTRODUCTION = """\
 A small T5 trained from random weights to translate short German sentences into English, so that there is a real
 encoder-decoder at hand without a download: for methods that decode from a source, and for searches that are judged by
-a reference. Among everyday sentences like those it was trained on it is usable; beyond them it is not (see below)."""
+a reference. It is a test piece, trained for minutes: frequent words in short sentences come out right, rarer ones are
+often replaced by others, and of anything longer nothing is to be expected (see Samples)."""
 
 LOADING = """\
 `T5ForConditionalGeneration` with gated layers (SiLU), tied embeddings, relative positions and bfloat16 weights. The
@@ -34,6 +35,7 @@ resembles: the figure says that this model cannot translate it."""
 SAMPLES = "The first held-out sentences of test and of news, greedy, unedited."
 
 LIMITS = """\
+- Content words are often wrong, in fluent English: do not take a translation for what the German says.
 - Trained on sentences of at most seven English words; of longer ones it drops parts or repeats itself.
 - Many a German sentence has several right translations; du, ihr and Sie all become "you".
 - Names but the most frequent ("Tom", "Mary") are spelled as they seem likely, numbers may be wrong.
@@ -41,9 +43,13 @@ LIMITS = """\
 
 
 def translation_card(
-    summary: Mapping[str, Any], config: Mapping[str, Any], samples: Iterable[tuple[str, str, str, str]]
+    summary: Mapping[str, Any],
+    config: Mapping[str, Any],
+    samples: Iterable[tuple[str, str, str, str]],
+    note: str = "",
 ) -> str:
-    """The card, from a run's summary, the model's config.json, and samples of (set, source, written, reference)."""
+    """The card, from a run's summary, the model's config.json, samples of (set, source, written, reference), and what
+    is to be said of this run alone."""
     parts = [
         f"# Model card: {summary['recipe']}",
         paragraph(INTRODUCTION),
@@ -52,6 +58,7 @@ def translation_card(
         paragraph(LOADING),
         "## Training",
         _training(summary),
+        *([paragraph(note)] if note else []),
         "## Data",
         _data(summary),
         paragraph(SPLIT),
