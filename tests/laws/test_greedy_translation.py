@@ -26,7 +26,7 @@ SETTINGS = Settings(max_tokens=40)
 SENTENCES = 60
 ERROR = 1e-4  # scores closer than this are a tie in float32
 METHODS = ["plain", "auto", "prompt_lookup", "token_recycling", "lookahead", "jacobi"]
-FLOOR = 25.0  # BLEU on these sentences; the card has the figure of the whole test set
+FLOOR = 33.0  # BLEU on these sentences; the card has the figure of the whole test set
 
 
 @dataclass(frozen=True)
