@@ -17,7 +17,7 @@ try:
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0"
 
-__all__ = ["method", "methods", "model", "processors"]
+__all__ = ["for_transformers", "method", "methods", "model", "processors"]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,7 +30,8 @@ def __getattr__(name: str) -> Any:
 
 
 def model(source: Any = None, **options: Any) -> Model:
-    """Load a model: a folder, a hub id, a GGUF file, an embedded one ("mini", "mini-draft"), or none for "mini".
+    """Load a model: a folder, a hub id, a GGUF file, an embedded one ("mini", "mini-draft", and "mt-mini", which
+    translates German), or none for "mini".
 
     `options`: backend ("transformers", "llama.cpp"), dtype, device, quantize ("int8", ...), invariant, device_map,
     tp_plan, check, lean, and what transformers' from_pretrained takes; for llama.cpp quantize, kv_dtype, kv_rows,
@@ -47,6 +48,14 @@ def method(name: str, /, **fields: Any) -> Any:
     from segue import catalog
 
     return catalog.build(name, **fields)
+
+
+def for_transformers(name: str, /, *, tokenizer: Any = None, **fields: Any) -> Any:
+    """A method as the loop of transformers' own generate, e.g.
+    model.generate(ids, custom_generate=segue.for_transformers("diverse_beam", groups=4))."""
+    from segue import interop
+
+    return interop.for_transformers(name, tokenizer=tokenizer, **fields)
 
 
 def methods() -> list[dict[str, Any]]:

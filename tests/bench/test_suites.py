@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from segue.bench.suites import NAMES, suite
+from segue.bench.suites import FOLDER, NAMES, suite
 
 
 def test_every_suite_is_there() -> None:
@@ -17,8 +18,16 @@ def test_every_suite_is_there() -> None:
     assert min(Counter(suite("spec").kinds).values()) >= 20
     assert len(Counter(suite("spec").kinds)) == 6
     assert len(suite("code").prompts) >= 40
-    assert len(suite("translation").prompts) >= 40
+    assert len(suite("translation").prompts) == 200
     assert max(len(p) for p in suite("long").prompts) > 25_000
+
+
+def test_translations_have_a_source_for_encoders_and_a_reference() -> None:
+    records = [json.loads(line) for line in (FOLDER / "translation.jsonl").read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        assert record["prompt"] == f"German: {record['document']}\nEnglish:"
+        assert record["reference"].strip()
+    assert len({record["document"] for record in records}) == len(records) == 200
 
 
 def test_random_words_are_the_same_everywhere_and_sampled() -> None:

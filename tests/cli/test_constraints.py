@@ -52,3 +52,23 @@ def test_the_constraint_of_a_line_replaces_that_of_the_job(call: Call, tiny: Pat
     assert re.fullmatch("[0-9]{2}", answers[2]["text"])
     assert answers[3]["text"] == "k"
     assert "cannot be followed" in answers[4]["error"]
+
+
+def test_a_file_of_legal_outputs_and_one_of_documents(call: Call, tiny: Path, tmp_path: Path) -> None:
+    legal, store = tmp_path / "legal.txt", tmp_path / "store.jsonl"
+    legal.write_text("ls\nls -l\ngit log\n")
+    given = ("generate", "hello", "-m", tiny, "--max-tokens", 30, "--method")
+    listed = call(*given, "graph_constrained", "--set", f"file={legal}", "--json")
+    assert sorted(c["text"] for c in json.loads(listed.out)["candidates"]) == ["git log", "ls", "ls -l"]
+    store.write_text('{"title": "ls", "text": "It lists files."}\n')
+    recalled = json.loads(call(*given, "recall_location", "--set", f"documents={store}", "--json").out)
+    start, stop = recalled["trace"][0]["characters"]
+    assert recalled["text"] == "It lists files."[start:stop]
+    for file, flags, part in (
+        (legal, ["graph_constrained", "--set", f"file={legal}"], "line 2: "),
+        (store, ["recall_location", "--set", f"documents={store}"], "line 2 is not JSON"),
+    ):
+        file.write_text('{"title": "ls", "text": "It lists files."}\na\t\n')
+        wrong = call(*given, *flags)
+        assert wrong.code == 2
+        assert part in wrong.err

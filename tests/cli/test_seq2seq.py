@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast, T5Config
 
+from segue.models.source import EMBEDDED
+
 from .conftest import Call, records, write_lines
 
 TEXT = "translate English to German: That is good."
@@ -44,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(folder: Path, text: str, new: int) -> tuple[list[int], str]:
     """By transformers alone."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    network = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    network = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
     out = network.generate(**tokenizer(text, return_tensors="pt"), do_sample=False, num_beams=1, max_new_tokens=new)
     tokens = [int(t) for t in out[0, 1:]]
     return tokens, tokenizer.decode(tokens, skip_special_tokens=True)
@@ -60,6 +62,13 @@ def test_generate(call: Call, folder: Path, method: str) -> None:
     assert answer["tokens"] == tokens
     assert answer["text"] == text
     assert answer["stats"]["prompt_tokens"] == len(TEXT) + 1
+
+
+def test_the_embedded_translator(call: Call) -> None:
+    german = "Tom hat einen Hund."
+    result = call("generate", german, "-m", "mt-mini", "--dtype", "float32")
+    assert result.code == 0, result.err
+    assert result.out == expected(EMBEDDED / "mt-mini", german, 24)[1] == "Tom has a dog."
 
 
 def test_run(call: Call, folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import segue
 from segue.api import Model, make_settings
 from segue.data import Automaton, CapabilityError, ConstraintError
 from segue.laws.suite import build, load
-from segue.models.constraint import Constraint
+from segue.models.constraint import Constraint, constraint
 from segue.models.grammar import grammar, source
 from segue.models.transformers.load import wrap
 from tests.models.llamacpp.vocabularies import KINDS, make
@@ -278,3 +278,25 @@ def test_a_tokenizer_without_bytes_is_refused() -> None:
     lm, _ = tiny(tf.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>"))
     with pytest.raises(CapabilityError, match="tokenizer of tiny is WordLevel"):
         lm.generate([0], regex="a")
+
+
+def test_single_tokens_are_permitted_as_the_mask_says(model: Model) -> None:
+    """Also where only the way to the end is left, and behind the end."""
+    cases: list[dict[str, Any]] = [
+        {"json_schema": PERSON, "max_tokens": 60},
+        {"regex": "[a-c]{3,30}", "max_tokens": 9},
+    ]
+    narrowed = 0
+    for asked in cases:
+        out = model.generate("The house", "plain", **asked, temperature=1.5, seed=3)
+        settings = make_settings(**asked)
+        first, second = (constraint(settings, model.lm, settings.max_tokens) for _ in range(2))
+        assert first is not None
+        assert second is not None
+        for length in range(len(out.tokens) + 1):
+            prefix = tuple(out.tokens[:length])
+            mask = first.mask(prefix).tolist()
+            assert mask == [second.permits(prefix, token) for token in range(model.lm.vocab_size)]
+            narrowed += sum(mask) < int(first.automaton.allowed(first.state(prefix)).sum())  # type: ignore[arg-type]
+        assert not second.permits((*out.tokens, *out.tokens), out.tokens[0])
+    assert narrowed

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import zstandard
 
-from segue.models.build import LlamaShape
-from segue.train import LanguageModel
+from segue.models.build import LlamaShape, T5Shape
+from segue.train import LanguageModel, Translation
 
 
 def pack(path: Path, text: str) -> None:
@@ -66,3 +66,31 @@ def micro() -> LanguageModel:
         length=16,
         long_length=32,
     )
+
+
+BUYERS = ("Tom", "Maria", "Peter", "Johanna")
+BOUGHT = {"einen Hund": "a dog", "eine Katze": "a cat", "ein Haus": "a house", "zwei Boote": "two boats",
+          "drei Pferde": "three horses", "Milch": "milk", "altes Brot": "old bread", "nichts": "nothing"}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bitext(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of a few words in every combination; some German sentences of the training part are held-out ones."""
+    data = tmp_path_factory.mktemp("bitext")
+    rows = [{"en": f"{who} bought {english}.", "de": [f"{who} kaufte {german}."]}
+            for who in BUYERS for german, english in BOUGHT.items()]  # fmt: skip
+    held = rows[::8] + rows[3::8]
+    folder = data / "tatoeba_de_en"
+    pack_rows(folder / "valid.jsonl.zst", held[:3])
+    pack_rows(folder / "test.jsonl.zst", [*held[3:], {"en": "Tom did buy milk.", "de": [held[3]["de"][0]]}])
+    twins = [{"en": "A twin.", "de": [text]} for text in ("einen Hund kaufte Tom", "Tom kaufte einen Hund!",
+                                                          "Tom kaufte keinen Hund.")]  # fmt: skip
+    pack_rows(folder / "train.jsonl.zst", [row for row in rows if row not in held] + twins)
+    pack_rows(data / "ntrex" / "test.jsonl.zst", [{"de": "Die Milch ist alt.", "en": "The milk is old."}])
+    return data
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Translation:
+    shape = T5Shape(400, 32, 48, 1, 1, 2, d_kv=16, dropout_rate=0.05)
+    return Translation("tiny", shape, batch_tokens=192, micro_tokens=192, muon_lr=0.03, adam_lr=0.05)

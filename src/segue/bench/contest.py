@@ -7,7 +7,6 @@ goes on where it was.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 
 from segue.api import Model
 from segue.bench.elsewhere import Elsewhere
+from segue.bench.journal import append, resume
 from segue.data import Settings, Stats
 from segue.models.run import peak_memory
 
@@ -95,7 +95,7 @@ def contest(
                 _turn(contestants[at], rows[at], number, prompt, settings)
                 progress((turn * len(prompts) + number) * len(rows) + step + 1, total)
         if journal is not None:
-            _append(journal, {"round": turn, "rows": [asdict(row) | {"seconds": row.seconds[-1]} for row in rows]})
+            append(journal, {"round": turn, "rows": [asdict(row) | {"seconds": row.seconds[-1]} for row in rows]})
     return rows
 
 
@@ -113,30 +113,9 @@ def _turn(contestant: Contestant, row: Row, number: int, prompt: list[int], sett
         row.stats.append(stats.as_dict())
 
 
-def _append(journal: Path, record: dict[str, Any]) -> None:
-    with journal.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-
-
 def _resume(rows: list[Row], journal: Path | None, setting: dict[str, Any]) -> int:
-    """Read finished rounds into the rows; returns how many. A torn last line is cut off."""
-    if journal is None:
-        return 0
-    lines = journal.read_bytes().split(b"\n") if journal.is_file() else []
-    whole = lines[:-1]
-    if not whole:
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        journal.write_text(json.dumps({"setting": setting}) + "\n")
-        return 0
-    try:
-        known, *records = (json.loads(line) for line in whole)
-        same = known["setting"] == json.loads(json.dumps(setting))
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{journal} is no journal of segue bench: remove it or choose another folder") from None
-    if not same:
-        raise ValueError(f"{journal} is of another contest: finish that one, remove the file or choose another folder")
-    journal.write_bytes(b"".join(line + b"\n" for line in whole))
+    """Read finished rounds into the rows; returns how many."""
+    records = [] if journal is None else resume(journal, setting)
     for record in records:
         for row, saved in zip(rows, record["rows"], strict=True):
             row.seconds.append(saved["seconds"])

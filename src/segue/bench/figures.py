@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from segue.bench.bootstrap import Interval, draws, interval
 from segue.bench.contest import Row
 
 LOOPING = 0.6  # share of distinct trigrams below which an output mostly repeats itself
-SAMPLES = 2000
-Interval = tuple[float, float, float]  # estimate, lower and upper end of 95%
 
 
 def looping(tokens: Sequence[int]) -> bool:
@@ -27,15 +26,10 @@ def ratio(row: Row, base: Row, prompts: Sequence[int] | None = None, seed: int =
     ours, theirs = np.array(row.seconds)[:, chosen], np.array(base.seconds)[:, chosen]  # (rounds, prompts)
     count = np.array([len(t) for t in row.tokens])[chosen]
     base_count = np.array([len(t) for t in base.tokens])[chosen]
-    drawn = np.random.default_rng(seed).integers(0, len(chosen), (SAMPLES, len(chosen)))
-    weights = np.zeros((SAMPLES + 1, len(chosen)))
-    weights[0] = 1
-    np.add.at(weights, (np.arange(1, SAMPLES + 1)[:, None], drawn), 1)
+    weights = draws(len(chosen), seed)
     speed = (weights @ count)[:, None] / (weights @ ours.T)
     base_speed = (weights @ base_count)[:, None] / (weights @ theirs.T)
-    ratios = np.median(speed / base_speed, axis=1)
-    low, high = np.percentile(ratios[1:], [2.5, 97.5])
-    return float(ratios[0]), float(low), float(high)
+    return interval(np.median(speed / base_speed, axis=1))
 
 
 def summary(rows: list[Row], kinds: list[str], margins: dict[str, list[float]]) -> Iterator[dict[str, Any]]:

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segue.api import method_name
-from segue.bench.figures import SAMPLES, Interval
+from segue.bench.bootstrap import Floats, Interval, draws, interval, paired, ratios
 from segue.data import Scores, Settings
 from segue.models.engine import Engine
 from segue.models.lm import LM
@@ -29,7 +28,6 @@ from segue.models.run import Decoder, Forward, Prefill, Run
 
 TOLERANCE = 0.02  # of the nodes per forward
 Progress = Callable[[str, int, int], None]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -128,19 +126,9 @@ def _counted(decoder: Decoder[None], run: Run, reach: int, totals: Floats) -> De
 
 def gap(ours: Counts, theirs: Counts, over: str = "forwards", seed: int = 0) -> Interval:
     """Difference of accepted tokens per forward (or per node: `over` "nodes"), with the ends of its 95% interval."""
-    prompts = len(ours.accepted)
-    if prompts != len(theirs.accepted):
-        raise ValueError(f"{prompts} prompts cannot be paired with {len(theirs.accepted)}: count both arms on the same")
-    weights = np.ones((SAMPLES + 1, prompts))
-    weights[1:] = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), SAMPLES)
-
-    def ratios(counts: Counts) -> Floats:
-        below: Floats = weights @ getattr(counts, over)
-        return np.divide(weights @ counts.accepted, below, out=np.zeros_like(below), where=below > 0)
-
-    differences = ratios(ours) - ratios(theirs)
-    low, high = np.percentile(differences[1:], [2.5, 97.5])
-    return float(differences[0]), float(low), float(high)
+    weights = draws(paired(ours.accepted, theirs.accepted), seed)
+    first, second = (ratios(weights, counts.accepted, getattr(counts, over)) for counts in (ours, theirs))
+    return interval(first - second)
 
 
 def judge(claim: Claim, counts: dict[str, Counts]) -> dict[str, Any]:

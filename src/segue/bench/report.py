@@ -11,12 +11,14 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
+STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:68rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}
 h1{font-size:1.7rem;line-height:1.25}h2{font-size:1.15rem;margin-top:2.2rem}table{border-collapse:collapse;width:100%}
 th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid #e3e6ea;font-variant-numeric:tabular-nums}
 th{font-weight:600}td:first-child,th:first-child{text-align:left}tr.best td{background:#eef6ee}.small{color:#57606a;
-font-size:.88rem}svg{width:100%;height:auto}.scroll{overflow-x:auto}</style></head><body>
+font-size:.88rem}svg{width:100%;height:auto}.scroll{overflow-x:auto}"""
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<style>{{ style | safe }}</style></head><body>
 <h1>{{ title }}</h1><p class="small">{{ facts }}</p>
 <div class="scroll"><table><tr>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr>
 {% for row in table %}<tr{% if loop.index0 == best %} class="best"{% endif %}>{% for cell in row %}<td>{{ cell }}</td>
@@ -35,10 +37,10 @@ def page(
     """The HTML of a contest. `curve`: row counts and seconds of a forward; `rows`: the table, heads first."""
     ours = [r for r in records if "milliseconds_per_token" in r]
     plots = [
-        ("Speed-up by task", _svg(_speed, records)),
-        ("What more rows cost: seconds of a forward over one row's", _svg(_curve, curve)),
-        ("Acceptance by position in the draft", _svg(_acceptance, ours)),
-        ("Where a token's time goes (milliseconds)", _svg(_time, ours)),
+        ("Speed-up by task", svg(_speed, records)),
+        ("What more rows cost: seconds of a forward over one row's", svg(_curve, curve)),
+        ("Acceptance by position in the draft", svg(_acceptance, ours)),
+        ("Where a token's time goes (milliseconds)", svg(_time, ours)),
     ]
     facts = (
         f"{setting['machine']} · {setting['threads']} threads · {setting['model']} in {setting['dtype']} · "
@@ -47,6 +49,7 @@ def page(
     template = jinja2.Environment(autoescape=True).from_string(PAGE)
     best = max(range(len(records)), key=lambda i: records[i]["ratio"][0])
     html: str = template.render(
+        style=STYLE,
         title=headline(records, setting),
         facts=facts,
         heads=rows[0],
@@ -69,11 +72,12 @@ def headline(records: list[dict[str, Any]], setting: dict[str, Any]) -> str:
     )
 
 
-def _svg(draw: Any, data: Any) -> str:
+def svg(draw: Any, data: Any, height: float = 4.2) -> str:
+    """A figure that `draw` makes of the data on axes of its own, as inline SVG; `height` in inches of 10.5 by it."""
     with plt.rc_context(
         {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
     ):
-        figure, axes = plt.subplots(figsize=(10.5, 4.2), layout="constrained")
+        figure, axes = plt.subplots(figsize=(10.5, height), layout="constrained")
         draw(axes, data)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})

@@ -216,24 +216,31 @@ def _folder(source: str) -> Path:
 
 def _setting(plan: Plan, model: Model, cut: int) -> dict[str, Any]:
     """Everything needed to read a figure, and to know whether a journal is of the same contest."""
-    weights = EMBEDDED / plan.source / "model.safetensors"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "suite": plan.suite.name,
         "says": plan.suite.says,
         "prompts": hashlib.sha256("\0".join(plan.suite.prompts).encode()).hexdigest()[:16],
         "prompts_cut": cut,  # to the end that fits the context
         "contestants": [entrant.name for entrant in plan.methods],
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}",
-        "threads": torch.get_num_threads(),
-        "dtype": model.lm.precision,
-        "versions": {"segue": segue.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "model": plan.source,
-        "model_hash": hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else None,
+        **surroundings(plan.source, model),
         "draft": plan.draft,
         "max_tokens": plan.settings.max_tokens,
         "temperature": plan.settings.temperature,
         "rounds": plan.rounds,
         "command": plan.command,
+    }
+
+
+def surroundings(source: str, model: Model) -> dict[str, Any]:
+    """What a figure depends on besides what is measured: the machine, the model and the versions."""
+    weights = EMBEDDED / source / "model.safetensors"
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}",
+        "threads": torch.get_num_threads(),
+        "dtype": model.lm.precision,
+        "versions": {"segue": segue.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "model": source,
+        "model_hash": hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else None,
         "commit": commit.stdout.strip() or None,
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent / "suites"
 NAMES = ("spec", "code", "translation", "long", "adversarial")
@@ -29,20 +31,10 @@ def suite(name: str, limit: int | None = None) -> Suite:
         prompts = _random_words()
         says = "random words, sampled at temperature 1: nothing can be guessed"
         return _limited(Suite(name, ["random words"] * len(prompts), prompts, 1.0, says), limit)
-    path = FOLDER / f"{name}.jsonl" if name in NAMES else Path(name)
-    if not path.is_file():
-        raise ValueError(
-            f"no suite or file is called {name!r}: the suites are {', '.join(NAMES)}, or give a JSONL file"
-        )
+    path = place(name, NAMES)
     kinds, texts = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode())
-            text = record.get("prompt", record.get("text"))
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path} line {number} is not a JSON object: {error}") from None
+    for number, record in records(path):
+        text = record.get("prompt", record.get("text"))
         if not isinstance(text, str) or not text:
             raise ValueError(f'{path} line {number} has no "prompt" (a text that is not empty)')
         texts.append(text)
@@ -52,12 +44,41 @@ def suite(name: str, limit: int | None = None) -> Suite:
     return _limited(Suite(path.stem, kinds, texts), limit)
 
 
-def _limited(whole: Suite, limit: int | None) -> Suite:
-    if limit is None or limit >= len(whole.prompts):
-        return whole
-    if limit < 1:
+def place(name: str, names: Sequence[str]) -> Path:
+    """The file of a suite, or the user's own; ValueError where there is none."""
+    path = FOLDER / f"{name}.jsonl" if name in names else Path(name)
+    if not path.is_file():
+        raise ValueError(
+            f"no suite or file is called {name!r}: the suites are {', '.join(names)}, or give a JSONL file"
+        )
+    return path
+
+
+def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file with the numbers of their lines; ValueError names the line that is none."""
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode())
+        except ValueError as error:
+            raise ValueError(f"{path} line {number} is not a JSON object: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path} line {number} is not a JSON object: it is {str(record)[:40]!r}")
+        yield number, record
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Which of so many prompts `limit` takes, evenly spaced; all where it is None."""
+    if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit} is not allowed: at least 1")
-    chosen = [i * len(whole.prompts) // limit for i in range(limit)]
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [i * count // limit for i in range(limit)]
+
+
+def _limited(whole: Suite, limit: int | None) -> Suite:
+    chosen = spread(len(whole.prompts), limit)
     kinds, prompts = [whole.kinds[i] for i in chosen], [whole.prompts[i] for i in chosen]
     return Suite(whole.name, kinds, prompts, whole.temperature, whole.says)
 

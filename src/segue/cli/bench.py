@@ -12,28 +12,37 @@ from typing import Annotated
 import typer
 
 from segue.cli import flags, report
+from segue.cli.judged import bench as compare
 
 
 def bench(
     suite: Annotated[
-        str, typer.Option(help="spec, code, translation, long, adversarial, or a JSONL file of prompts.")
+        str,
+        typer.Option(
+            help="Of speed: spec, code, long, adversarial, or a JSONL file of prompts. Of quality: translation, "
+            "constrained, or a JSONL file with a reference or a constraint on every line."
+        ),
     ] = "spec",
     model: flags.Model = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Names, with fields as name:field=value; every lossless one that needs no store if left out."
+            help="Names, with fields as name:field=value; if left out every lossless one that needs no store, or on a "
+            "suite of quality every one that it is about."
         ),
     ] = None,
     peers: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="transformers (always), llama.cpp, and in a Python of their own onnxruntime-genai=PYTHON and "
-            "openvino-genai=PYTHON, or some of their kinds as openvino-genai:fp32:int8=PYTHON."
+            help="On suites of speed: transformers (always), llama.cpp, and in a Python of their own "
+            "onnxruntime-genai=PYTHON and openvino-genai=PYTHON, or some of their kinds as "
+            "openvino-genai:fp32:int8=PYTHON."
         ),
-    ] = "transformers",
+    ] = None,
     draft: Annotated[str | None, typer.Option(help="Draft model for the methods and the peer that take one.")] = None,
-    rounds: Annotated[int, typer.Option(help="Times that everyone answers everything.")] = 3,
+    rounds: Annotated[
+        int | None, typer.Option(help="Times that everyone answers everything (3; on a suite of quality once).")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="New tokens at most per answer.")] = 64,
     limit: Annotated[int | None, typer.Option(help="So many prompts, evenly spaced.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; the suite's own if left out.")] = None,
@@ -41,23 +50,35 @@ def bench(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for SUITE.json, SUITE.html and the journal.")
     ] = None,
-    write: Annotated[
-        bool, typer.Option("--write", help="Keep the methods' results under results/ (a checkout).")
-    ] = False,
+    write: Annotated[bool, typer.Option("--write", help="Keep the results under results/ (a checkout).")] = False,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
     json: flags.Json = False,
 ) -> None:
     """Measure methods against transformers and each other, alternately in one process.
 
+    On a suite of quality their answers are judged beside plain decoding's; exit code 1 says that one was invalid under
+    its constraint.
+
     A table on stdout; with -o also JSON and one self-contained HTML report, and a run that was killed goes on where it
     was when started again.
     """
-    if rounds < 1:
+    if rounds is not None and rounds < 1:
         raise ValueError(f"--rounds {rounds} is not allowed: at least 1")
-    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None] if output is not None else []
+    from segue.bench.cases import judged
+
+    paged = output is not None or (write and judged(suite))
+    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None] if paged else []
     if missing:
-        raise ValueError(f"the report of -o needs {' and '.join(missing)}: pip install 'segue[bench]'")
+        raise ValueError(f"the report needs {' and '.join(missing)}: pip install 'segue[bench]'")
+    command = "segue " + shlex.join(sys.argv[1:])
+    if judged(suite):
+        if rounds is not None or peers is not None:
+            raise ValueError(f"--rounds and --peers are for suites of speed: {suite} is judged by its answers, once")
+        settings = {"max_tokens": max_tokens, "temperature": temperature or 0.0, "seed": seed}
+        options = {"dtype": dtype, "device": device}
+        compare(suite, model, methods, draft, limit, settings, output, write, options, json, command)
+        return
     from segue.bench import session
     from segue.bench.suites import suite as find_suite
     from segue.data import Settings
@@ -72,9 +93,9 @@ def bench(
         draft or ("mini-draft" if source == "mini" else None),
         # Samples end where chance has it: all go to full length, or lengths would decide the comparison.
         Settings(max_tokens=max_tokens, temperature=heat, seed=seed, ignore_eos=heat > 0),
-        rounds,
-        session.check_peers(peers),
-        "segue " + shlex.join(sys.argv[1:]),
+        rounds or 3,
+        session.check_peers(peers or "transformers"),
+        command,
     )
     import segue
 

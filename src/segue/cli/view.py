@@ -46,12 +46,7 @@ def jacobi(
     text = read_prompt(prompt, None, None)
     if not json:
         _check_page(output)
-    named = {name: value for name, value in (("mode", mode), ("block", block)) if value is not None}
-    given: dict[str, Any] = flags.assignments(fields)
-    twice = sorted(named.keys() & given.keys())
-    if twice:
-        raise ValueError(f"--{twice[0]} and --set {twice[0]}={given[twice[0]]} are two values: give one of them")
-    chosen = flags.method("jacobi", given | named)
+    chosen = flags.method("jacobi", _fields(fields, mode=mode, block=block))
     from segue.api import make_settings
 
     settings = make_settings(max_tokens=max_tokens)  # wrong settings are told before a model is loaded
@@ -64,6 +59,60 @@ def jacobi(
 
     output.write_text(page(data, "segue " + shlex.join(sys.argv[1:])), encoding="utf-8")
     report.note(f"{output}: {len(data['tokens'])} tokens in {report.counted(data['iterations'], 'iteration')}")
+
+
+@app.command()
+def lattice(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; '-', or nothing in a pipe, reads stdin.")] = None,
+    model: flags.Model = None,
+    merge: Annotated[str | None, typer.Option(help="Texts that end alike: zip, rcb or none.")] = None,
+    calls: Annotated[int | None, typer.Option(help="Tokens that are read.")] = None,
+    reference: Annotated[str | None, typer.Option(help="A text; the nearest one in the lattice is shown.")] = None,
+    fields: flags.Set = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a text at most: the columns of the graph.")] = 24,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page.")] = Path("lattice.html"),
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    backend: flags.Backend = None,
+    json: flags.Json = False,
+) -> None:
+    """Search with recombination and show the graph of all texts that were found.
+
+    Writes one HTML page that needs nothing else; with --json the data behind it goes to stdout instead.
+    """
+    from segue.cli.generate import read_prompt
+
+    text = read_prompt(prompt, None, None)
+    if not json:
+        _check_page(output)
+    chosen = flags.method("lattice", _fields(fields, merge=merge, calls=calls))
+    from segue.api import make_settings
+
+    settings = make_settings(max_tokens=max_tokens)  # wrong settings are told before a model is loaded
+    loaded = segue.model(model, **flags.placed(None, dtype=dtype, device=device, backend=backend))
+    lm, ids = loaded.lm, loaded.encode(text)
+    from segue.bench.lattice import data, grown
+
+    with report.progress() as show:
+        answer = grown(lm, chosen, ids, settings, lambda read: show("reading", read, chosen.calls))
+    shown = data(answer, lm, chosen, ids, settings, reference)
+    if json:
+        print(report.as_json(shown))
+        return
+    from segue.bench.lattice_page import page
+
+    output.write_text(page(shown, "segue " + shlex.join(sys.argv[1:])), encoding="utf-8")
+    report.note(f"{output}: {answer.stats.note}")
+
+
+def _fields(assigned: list[str] | None, **named: Any) -> dict[str, Any]:
+    """Fields of a method from options of their own and from --set."""
+    own = {name: value for name, value in named.items() if value is not None}
+    given: dict[str, Any] = flags.assignments(assigned)
+    twice = sorted(own.keys() & given.keys())
+    if twice:
+        raise ValueError(f"--{twice[0]} and --set {twice[0]}={given[twice[0]]} are two values: give one of them")
+    return given | own
 
 
 def _check_page(output: Path) -> None:

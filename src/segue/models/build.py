@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +48,16 @@ class T5Shape:
     num_heads: int
     d_kv: int = 64
     dropout_rate: float = 0.1
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """What takes no generator draws from this one here; the global random state is left alone."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator.get_state())
+        yield
 
 
 def fresh_llama(shape: LlamaShape, generator: torch.Generator, *, end_of_text: int, padding: int) -> LlamaForCausalLM:
@@ -95,9 +107,10 @@ def load_llama(folder: Path) -> LlamaForCausalLM:
     return model
 
 
-def fresh_t5(shape: T5Shape, seed: int, *, end_of_text: int, padding: int) -> T5ForConditionalGeneration:
-    """A float32 T5 with its own initial weights drawn from `seed`; the global random state is left alone."""
-    import torch
+def fresh_t5(
+    shape: T5Shape, generator: torch.Generator, *, end_of_text: int, padding: int
+) -> T5ForConditionalGeneration:
+    """A float32 T5 with its own kind of initial weights, drawn from `generator`."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
@@ -108,8 +121,7 @@ def fresh_t5(shape: T5Shape, seed: int, *, end_of_text: int, padding: int) -> T5
         pad_token_id=padding,
         decoder_start_token_id=padding,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing_from(generator):
         return T5ForConditionalGeneration(config)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from segue.data import NEVER, Automaton, ConstraintError, Settings
 from segue.models.grammar import grammar, shown, source
 from segue.models.lm import LM
-from segue.ops.automaton import Trie, within
+from segue.ops.automaton import Trie, permits, within
 
 GRAMMARS = ("json_schema", "regex", "grammar")
 ANCHORS = ("\n", ":", "a")  # texts behind which a choice is tokenised, so that no space is put before it
@@ -81,6 +81,7 @@ class Constraint:
         self.automaton = automaton
         self.end_ids = automaton.end_ids
         self.name = name
+        self.checks = 0  # masks that were made, and single tokens asked about
         self._lm = lm
         self._max_tokens = max_tokens
         self._start = automaton.start()
@@ -109,6 +110,7 @@ class Constraint:
         """(V,) bool on the model's device: what may follow; nothing behind an end, a mistake or a dead end."""
         mask = self._masks.get(output)
         if mask is None:
+            self.checks += 1
             mask = torch.zeros(self._lm.vocab_size, dtype=torch.bool)
             state = self.state(output)
             if state is not None:
@@ -118,6 +120,13 @@ class Constraint:
             if len(self._masks) > MASKS:
                 self._masks.popitem(last=False)
         return mask
+
+    def permits(self, output: tuple[int, ...], token: int) -> bool:
+        """Whether one token may follow: `mask(output)[token]` without the rest of the mask."""
+        self.checks += 1
+        state = self.state(output)
+        budget = max(self._max_tokens - len(output), 0)
+        return state is not None and permits(self.automaton, state, token, budget)
 
     def apply(self, scores: Tensor, output: tuple[int, ...]) -> Tensor:
         """Scores (V,) with -inf for all that may not follow. Where nothing may, a token is left that `take` refuses:
@@ -131,6 +140,11 @@ class Constraint:
         self._stuck.add(output)
         masked[0] = 0.0
         return masked
+
+    def stuck(self, output: tuple[int, ...]) -> bool:
+        """Whether `apply` was asked about an output behind which nothing may follow, and left the token that `take`
+        refuses."""
+        return output in self._stuck
 
     def accepts(self, output: tuple[int, ...]) -> bool:
         """Whether some output is a whole text."""

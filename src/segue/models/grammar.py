@@ -27,6 +27,7 @@ MASKS = 64  # masks kept per grammar
 CLOSING = 40  # tokens before the last one in which a way to the end is looked for
 SLACK = 2  # tokens that may be left over when it is taken
 GRAMMARS = 32  # compiled grammars kept per model
+TOKENS = "tokenizer"  # what its tokens as bytes are kept under beside them
 # White space between the parts of JSON is a loop without an end; a schema's own "x-guidance" overrules this.
 COMPACT = {"whitespace_flexible": False}
 
@@ -55,8 +56,14 @@ def grammar(lm: LM, kind: str, text: Any, end_ids: Collection[int]) -> Grammar:
     kept: OrderedDict[Any, Any] = lm.compiled
     form = source(kind, text)
     ends = frozenset(end_ids)
-    reader, ids = _kept(kept, ("tokenizer", ends), lambda: tokenizer(lm, ends))
+    reader, ids = _kept(kept, (TOKENS, ends), lambda: tokenizer(lm, ends))
     return _kept(kept, (form, ends), lambda: Grammar(reader, form, lm.vocab_size, ends, f"{kind}={shown(text)}", ids))
+
+
+def forget(lm: LM) -> None:
+    """Drop the grammars compiled for a model, with the masks that they know by now. Its tokens as bytes are kept."""
+    for key in [key for key in lm.compiled if key[0] != TOKENS]:
+        del lm.compiled[key]
 
 
 class Grammar:
@@ -122,9 +129,28 @@ class Grammar:
     def within(self, state: Hashable, budget: int) -> Tensor:
         """(V,) bool: what is allowed; but where the tokens left are just enough for a way to the end that was found,
         only that way. A text may still not end in time: where no way is found, or a token took one away."""
-        mask, prefix = self.allowed(state), self._prefix(state)
+        only = self._only(self._prefix(state), budget)
+        if only is None:
+            return self.allowed(state)
+        mask = torch.zeros(self.vocab_size, dtype=torch.bool)
+        mask[only] = True
+        return mask
+
+    def permits(self, state: Hashable, token: int, budget: int) -> bool:
+        """The same of one token, without the rest of the mask. What is forced has one spelling in masks, and here."""
+        prefix = self._prefix(state)
+        only = self._only(prefix, budget)
+        if only is not None:
+            return token in only
+        if not self.check(state, token):
+            return False
+        forced = [] if token in self.end_ids else self._parser(prefix).compute_ff_tokens()
+        return not forced or token == forced[0]
+
+    def _only(self, prefix: Prefix, budget: int) -> list[int] | None:
+        """The tokens that keep to the way to the end, where there is no room for another one."""
         if not self.end_ids or not 0 < budget <= CLOSING or self._ended(prefix):
-            return mask
+            return None
         key = prefix, budget
         if key not in self._ways:
             self._ways[key] = way_out(self._parser(prefix), self._closers, _accepts, budget)
@@ -132,10 +158,8 @@ class Grammar:
                 self._ways.popitem(last=False)
         way = self._ways[key]
         if way is None or len(way) + SLACK < budget:
-            return mask
-        only = torch.zeros_like(mask)
-        only[list(way[:1]) or sorted(self.end_ids)] = True
-        return only
+            return None
+        return list(way[:1]) or sorted(self.end_ids)
 
     def _mask(self, prefix: Prefix) -> Tensor:
         mask = torch.zeros(self.vocab_size, dtype=torch.bool)

@@ -9,6 +9,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from segue.data import CapabilityError, DraftTree, Scores, Settings, Want
 from segue.models.cost import FLAT, Cost
@@ -28,6 +29,7 @@ class LM(ABC):
     context_length: int
     eos_ids: frozenset[int]
     layers: int  # decoder layers that `Want.layers` may choose from
+    tied: bool = False  # the head is the embeddings' own matrix
     device: torch.device = torch.device("cpu")
     tokenizer: Any = None  # a transformers tokenizer, or None: then prompts are token ids
     identity: str = ""  # of its weights, where they can be told apart: what is trained beside it is bound to them
@@ -122,6 +124,10 @@ class LM(ABC):
         if source:
             raise ValueError(f"{self.name} has no encoder: it cannot write from a source of {len(source)} tokens")
         return self.sequence()
+
+    def source_states(self, source: Seq[int]) -> Tensor:
+        """(S, D) what the encoder of an encoder-decoder makes of the tokens of a source."""
+        raise ValueError(f"{self.name} has no encoder: it cannot read a source of {len(source)} tokens")
 
     @abstractmethod
     def forward(self, asks: Seq[Ask]) -> list[Scores]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -117,9 +117,8 @@ class Run:
         self.chance: Chance = source if source is not None else chance.Generator(settings.seed)
         self.text = TextStream(lm, self.ids, settings.stop)
         self.max_tokens = min(settings.max_tokens, lm.context_length - self.prompt_length)
-        own = lm.constraints(settings, self.source, self.prompt_length + self.max_tokens)
         self.constraint = constraint(settings, lm, self.max_tokens)
-        self.target = Target(settings, lm, self.prompt_length, own, self.constraint)
+        self.target = self._target(settings)
         self.sequence = lm.reading(self.source)
         self.first: Scores | None = None  # set where another run has read the prompt for this one
         self.finish_reason: FinishReason | None = None
@@ -127,6 +126,7 @@ class Run:
         self.stats = Stats(method=method, prompt_tokens=len(prompt))
         self.sharing = 1  # runs in the last forward, this one included
         self.width = 1  # sequences that it may hold at a time
+        self.halts: Callable[[list[int]], bool] | None = None  # whether an output ends for a further reason
         self.candidates: list[Candidate] | None = None  # of a method that chooses among whole answers, best first
         self.trace: list[dict[str, Any]] = []  # what a method has to show of its choices, as JSON
         self.started = time.perf_counter()
@@ -167,8 +167,17 @@ class Run:
         self.prompt_length = len(ids)
         self.text = TextStream(self.lm, self.ids, self.settings.stop, drop)
         self.max_tokens = min(self.settings.max_tokens, self.lm.context_length - self.prompt_length)
-        own = self.lm.constraints(self.settings, self.source, self.prompt_length + self.max_tokens)
-        self.target = Target(self.settings, self.lm, self.prompt_length, own, self.constraint)
+        self.target = self._target(self.settings)
+
+    def sampled(self, temperature: float) -> Target:
+        """The distribution that the request is sampled from; that of a greedy request at `temperature`."""
+        if not self.target.greedy:
+            return self.target
+        return self._target(replace(self.settings, temperature=temperature))
+
+    def _target(self, settings: Settings) -> Target:
+        own = self.lm.constraints(settings, self.source, self.prompt_length + self.max_tokens)
+        return Target(settings, self.lm, self.prompt_length, own, self.constraint)
 
     def step_seconds(self, rows: int) -> float:
         """This run's share of a forward in which everyone who shares it brings that many rows."""
@@ -211,7 +220,7 @@ class Run:
             if self.logprobs is not None and details is not None:
                 self.logprobs.append(details[place])
             over = self.constraint is not None and self.constraint.take(tuple(self.output), self.remaining <= 0)
-            if self._ends(token) or over:
+            if self._ends(token) or over or (self.halts is not None and self.halts(self.output)):
                 self.finish("stop")
             elif self.remaining <= 0:
                 self.finish("length")
@@ -238,6 +247,8 @@ class Run:
     def finish(self, reason: FinishReason) -> None:
         """Nothing more is given out."""
         self.finish_reason = reason
+        if self.constraint is not None:
+            self.stats.constraint_checks += self.constraint.checks
         self.stats.seconds = time.perf_counter() - self.started
         self.stats.peak_memory_bytes = peak_memory()
 

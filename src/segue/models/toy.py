@@ -115,9 +115,12 @@ class ToyLM(LM):
             share = missing / self.layers + 0.5 * sequence.past.partial
             contexts = [sequence.tokens + [tree.tokens[i] for i in tree.path(node)] for node in range(len(tree))]
             places = [self._index(context) for context in contexts]
+            if want.states is not None:  # what enters says itself which the last tokens were
+                places[want.since :] = want.states.argmax(-1).tolist()
             states = torch.eye(len(self.table), dtype=torch.float64)[places[want.since :]]
             spans.append((len(rows), nodes, want, states, len(sequence) + len(tree)))
-            rows += [self.logits_after(contexts[node]) + share * self.disturbance[places[node]] for node in nodes]
+            own = self.table[places] if want.states is not None else torch.stack(list(map(self.logits_after, contexts)))
+            rows += [own[node] + share * self.disturbance[places[node]] for node in nodes]
             sequence.scored = tree
         packed = PackedLogits(torch.stack(rows) if rows else torch.empty(0, self.vocab_size))
         scores = []

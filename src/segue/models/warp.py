@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -58,6 +59,13 @@ class Target:
         """The next token is the arg-max of the raw logits: nothing else has to be computed."""
         return self.greedy and not self._history and self.constraint is None
 
+    @property
+    def free(self) -> Target:
+        """The same without the constraint: what is drawn from where tokens are checked one by one."""
+        other = copy.copy(self)
+        other.constraint = None
+        return other
+
     def p(self, logits: Tensor, prefix: list[int]) -> Tensor:
         """Probabilities (V,) after `prefix` (all token ids so far) from raw logits (V,)."""
         processed = self.processed(logits, prefix)
@@ -65,15 +73,16 @@ class Target:
             return one_hot(int(processed.argmax()), processed.shape[0], processed.device)
         return torch.softmax(processed, -1)
 
-    def processed(self, logits: Tensor, prefix: list[int]) -> Tensor:
-        """Logits (V,) after penalties, constraints and (when sampling) warpers; at least float32."""
+    def processed(self, logits: Tensor, prefix: list[int], *, warp: bool = True) -> Tensor:
+        """Logits (V,) after penalties, constraints and (when sampling, unless `warp` is off) warpers; at least
+        float32."""
         # Always a copy, since some processors write in place.
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)[None]
         if self._history:
             scores = self._history(torch.tensor([prefix], device=logits.device), scores)
         if self.constraint is not None:
             scores = self.constraint.apply(scores[0], tuple(prefix[self._prompt_length :]))[None]
-        if self._local:
+        if self._local and warp:
             scores = self._local(torch.empty(1, 0, dtype=torch.long, device=logits.device), scores)
         return scores[0]
 

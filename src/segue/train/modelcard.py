@@ -96,11 +96,13 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _paragraph(text: str) -> str:
+def paragraph(text: str) -> str:
+    """Text in lines of at most 110 characters."""
     return fill(text, 110, break_long_words=False, break_on_hyphens=False)
 
 
-def _table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+def table(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
 
@@ -110,7 +112,7 @@ def _architecture(models: Sequence[Any]) -> str:
         return [title, *(getattr(model.config, field) for model in models)]
 
     sizes = [f"{sum(weight.numel() for weight in model.parameters()):,}" for model in models]
-    return _table(
+    return table(
         ["", "mini", "mini-draft"],
         [
             ["parameters", *sizes],
@@ -141,9 +143,9 @@ def _training(target: Mapping[str, Any], draft: Mapping[str, Any]) -> str:
         for run in (target, draft)
     ]
     return (
-        _table(["command", "tokens seen", "steps", "minutes", "seed"], rows)
+        table(["command", "tokens seen", "steps", "minutes", "seed"], rows)
         + "\n\n"
-        + _paragraph(
+        + paragraph(
             f"Muon (rate {recipe.muon_lr:g}) for the hidden matrices, AdamW (rate {recipe.adam_lr:g}) for embeddings "
             f"and norms, {recipe.batch_tokens:,} tokens per step, bfloat16 autocast. The rates warm up over the first "
             f"{recipe.warm_until:.0%} of the budget, hold, and fall linearly to 0 from {recipe.decay_from:.0%} on. "
@@ -153,7 +155,7 @@ def _training(target: Mapping[str, Any], draft: Mapping[str, Any]) -> str:
             "principal directions of mini's."
         )
         + "\n\n"
-        + _paragraph(
+        + paragraph(
             f"Made on: {made['processor']}, {made['threads']} threads of a machine shared with other work, no "
             f"accelerator; Python {made['python']}, torch {made['torch']}, transformers {made['transformers']}. The "
             "number of tokens in a given time depends on the machine, so the commands make similar models elsewhere, "
@@ -164,7 +166,7 @@ def _training(target: Mapping[str, Any], draft: Mapping[str, Any]) -> str:
 
 def _data(target: Mapping[str, Any], draft: Mapping[str, Any]) -> str:
     mixture = _recipe(target).mixture
-    return _table(
+    return table(
         ["source", "what", "share of tokens", "times read (mini, draft)", "form", "licence"],
         [
             [name, SOURCES[name].origin, f"{share:.1%}", f"{target['epochs'][name]}, {draft['epochs'][name]}",
@@ -183,7 +185,7 @@ def _results(target: Mapping[str, Any], draft: Mapping[str, Any], agreed: Mappin
              f"{small['bits_per_byte']:.3f}", f"{both['overlap']:.1%}", f"{both['greedy']:.1%}"]
         )  # fmt: skip
     head = ["source", "perplexity mini", "mini-draft", "bits per byte mini", "mini-draft", "accepted", "same top token"]
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def _sample(sample: Sample) -> str:
@@ -197,7 +199,7 @@ def data_licences(names: Iterable[str]) -> str:
     return (
         "# Data the embedded models were trained on\n\n"
         "The models hold weights only; no data set is shipped with them. Each source keeps its own terms:\n\n"
-        + _table(["source", "what", "licence", "credit"], rows)
+        + table(["source", "what", "licence", "credit"], rows)
         + "\n\nChanges made to the data: cut to length, put into the prompt forms of MODEL_CARD.md, WikiText's spaced\n"
         "punctuation joined, the calculator marks of GSM8K removed.\n\n"
         "Licence texts: creativecommons.org/licenses/by-sa/4.0, /by-sa/3.0, /by/4.0, /by/2.0/fr; "

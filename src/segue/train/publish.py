@@ -1,4 +1,4 @@
-"""From two finished runs to what the package ships: the models, their card, the data licences, the loss curves."""
+"""From finished runs to what the package ships: the models, their cards, the data licences, the loss curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from segue.models.build import END_OF_TEXT, load_llama
 from segue.train.corpus import SOURCES
 from segue.train.evaluate import agreement
 from segue.train.modelcard import Sample, data_licences, model_card
+from segue.train.pairs import heldout_pairs, news_pairs
+from segue.train.recipes import Translation, find_recipe
 from segue.train.tokenizer import special_id
+from segue.train.translation import TranslationTask
+from segue.train.translationcard import translation_card
 
 CURVE_POINTS = 200
 AGREEMENT_TOKENS = 16_384  # per source
@@ -31,6 +35,7 @@ OPENINGS: Mapping[str, tuple[str, ...]] = {  # a sample's prompt is a held-out d
     "instructions": ANSWERS,
     "programs": ("\n",),
 }
+TRANSLATED = 8  # samples of each held-out set in a translator's card
 PROSE = 160  # characters of a held-out document that open a prose sample
 
 
@@ -41,13 +46,8 @@ def publish(target: Path, draft: Path, data: Path, embedded: Path, results: Path
     """
     summaries = [json.loads((run / "summary.json").read_text()) for run in (target, draft)]
     names = list(summaries[0]["heldout"])
-    results.mkdir(parents=True, exist_ok=True)
     for run, summary in zip((target, draft), summaries, strict=True):
-        folder = embedded / summary["recipe"]
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(run / "model", folder)
-        record = {**summary, "curve": loss_curve(run / "log.jsonl")}
-        (results / f"{summary['recipe']}.json").write_text(_compact(record))
+        _ship(run, embedded / summary["recipe"], summary, results)
     models = [load_llama(run / "model") for run in (target, draft)]
     tokenizer = Tokenizer.from_file(str(target / "model" / "tokenizer.json"))
     agreed = agreement(models[0], models[1], target / "tokens", names, limit=AGREEMENT_TOKENS)
@@ -59,6 +59,37 @@ def publish(target: Path, draft: Path, data: Path, embedded: Path, results: Path
     ]
     (embedded / "MODEL_CARD.md").write_text(model_card(summaries, agreed, samples, models))
     (embedded / "LICENSE-DATA.md").write_text(data_licences(names))
+
+
+def publish_translation(run: Path, data: Path, embedded: Path, results: Path, note: str = "") -> None:
+    """Copy the translator of the work folder `run` to `embedded`, its card beside it; the loss curve to `results`.
+
+    `note` is what the card shall say of this run alone.
+    """
+    summary = json.loads((run / "summary.json").read_text())
+    recipe = find_recipe(summary["recipe"])
+    if not isinstance(recipe, Translation):
+        raise ValueError(f"{run} holds the work of recipe {recipe.name!r}, which is no translator; use publish")
+    folder = embedded / recipe.name
+    _ship(run, folder, summary, results)
+    task = TranslationTask(recipe, data, run)
+    task.model = type(task.model).from_pretrained(folder, dtype=torch.float32)
+    samples = []
+    for name, pairs in (("test", heldout_pairs(data, "test")), ("news", news_pairs(data))):
+        chosen = pairs[:TRANSLATED]
+        written = task.translate([pair.source for pair in chosen])
+        samples += [(name, pair.source, line, pair.target) for pair, line in zip(chosen, written, strict=True)]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "README.md").write_text(translation_card(summary, config, samples, note))
+
+
+def _ship(run: Path, folder: Path, summary: Mapping[str, Any], results: Path) -> None:
+    """The model of a run to `folder`, its summary and loss curve to `results`."""
+    results.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(run / "model", folder)
+    record = {**summary, "curve": loss_curve(run / "log.jsonl")}
+    (results / f"{summary['recipe']}.json").write_text(_compact(record))
 
 
 def loss_curve(log: Path) -> list[dict[str, float]]:

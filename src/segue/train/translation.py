@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, processors
 
-from segue.models.build import END_OF_TEXT, PADDING, fresh_t5, save_model
+from segue.models.build import END_OF_TEXT, PADDING, drawing_from, fresh_t5, save_model
 from segue.train.pairs import Batch, Pair, PairReader, heldout_pairs, news_pairs, pad, training_pairs
 from segue.train.recipes import Translation
 from segue.train.task import Pass
@@ -35,7 +35,8 @@ class TranslationTask:
         self.tokenizer_file = _prepare(pairs, recipe.shape.vocab_size, out / "tokens")
         self.tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         self.end, self.padding = (special_id(self.tokenizer, token) for token in (END_OF_TEXT, PADDING))
-        self.model: Any = fresh_t5(recipe.shape, recipe.seed, end_of_text=self.end, padding=self.padding)
+        first = torch.Generator().manual_seed(recipe.seed)
+        self.model: Any = fresh_t5(recipe.shape, first, end_of_text=self.end, padding=self.padding)
         self.model.train()
         sources, targets = ([encoded.ids for encoded in self.tokenizer.encode_batch(texts)]
                             for texts in ([p.source for p in pairs], [p.target for p in pairs]))  # fmt: skip
@@ -51,10 +52,11 @@ class TranslationTask:
         self.reader.place = place
 
     def passes(self, spent: float) -> Iterator[Pass]:
+        """As many batches as come closest to the recipe's tokens of a step."""
         batches: list[Batch] = []
         counts: list[int] = []
         seed = self.recipe.seed + 1_000_003 * self.place["epoch"] + self.place["batch"]  # of what is dropped out
-        while sum(counts) < self.recipe.batch_tokens:
+        while not counts or sum(counts) + counts[-1] / 2 < self.recipe.batch_tokens:
             batches.append(self.reader.batch())
             counts.append(int((batches[-1].target != self.padding).sum()))
         for number, (batch, count) in enumerate(zip(batches, counts, strict=True)):
@@ -65,13 +67,14 @@ class TranslationTask:
         """The smoothed loss on a batch, and the cross-entropy."""
         start = torch.full((batch.rows, 1), self.padding)
         inputs = torch.cat([start, batch.target[:, :-1]], dim=1)  # (B, T)
-        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16):
-            torch.manual_seed(seed)
+        chances = torch.Generator().manual_seed(seed)
+        with drawing_from(chances), torch.autocast("cpu", torch.bfloat16):
             logits = self.model(
                 input_ids=batch.source, attention_mask=batch.seen, decoder_input_ids=inputs, use_cache=False
             ).logits  # (B, T, V)
-        logp = logits.flatten(0, 1).float().log_softmax(-1)[batch.target.flatten() != self.padding]
-        entropy = F.nll_loss(logp, batch.target[batch.target != self.padding])
+        written = batch.target != self.padding
+        logp = logits[written].float().log_softmax(-1)
+        entropy = F.nll_loss(logp, batch.target[written])
         smoothing = self.recipe.smoothing
         return (1 - smoothing) * entropy - smoothing * logp.mean(), entropy.item()
 

@@ -13,8 +13,8 @@ import segue
 from segue.api import Model
 from segue.choose.parts.lookahead import Past, Step
 from segue.choose.search.contrastive_search import ContrastiveSearch
-from segue.data import Scores
-from segue.laws.base import LawBroken
+from segue.data import Scores, Settings
+from segue.laws.base import LawBroken, decode
 from segue.laws.targets.contrastive_search import hold
 from segue.laws.worlds import World, network_world
 from segue.models.job import Piece
@@ -80,6 +80,108 @@ def test_states_of_another_candidate_break_the_law(world: World, monkeypatch: py
     monkeypatch.setattr(Past, "add", lambda self, states: add(self, states.roll(1, -1) if len(states) == 1 else states))
     with pytest.raises(LawBroken):
         hold(METHOD, world)
+
+
+# What transformers 4.52.4, the last line that had contrastive search, writes on these networks: (family, prompt, alpha,
+# k, repetition penalty) -> tokens.
+FORMER: dict[tuple[str, tuple[int, ...], float, int, float], list[int]] = {
+    ("gpt2", (3, 4, 5, 6, 7, 8), 0.6, 4, 1.0): [
+        28,
+        81,
+        62,
+        55,
+        93,
+        23,
+        0,
+        94,
+        17,
+        78,
+        27,
+        94,
+        17,
+        37,
+        48,
+        17,
+        37,
+        84,
+        31,
+        8,
+    ],
+    ("gpt2", (7, 9, 80, 4, 11, 12, 33, 50, 2, 61, 17, 5, 41), 0.3, 8, 1.0): [
+        94,
+        84,
+        43,
+        8,
+        16,
+        8,
+        94,
+        17,
+        23,
+        28,
+        55,
+        16,
+        17,
+        55,
+        8,
+        81,
+        8,
+        1,
+        26,
+        14,
+    ],
+    ("llama", (3, 4, 5, 6, 7, 8), 0.6, 5, 1.2): [
+        46,
+        13,
+        38,
+        26,
+        93,
+        3,
+        2,
+        62,
+        36,
+        63,
+        43,
+        76,
+        27,
+        70,
+        88,
+        42,
+        9,
+        23,
+        78,
+        91,
+    ],
+    ("llama", (7, 9, 80, 4, 11, 12, 33, 50, 2, 61, 17, 5, 41), 0.6, 4, 1.0): [
+        20,
+        18,
+        9,
+        59,
+        82,
+        87,
+        19,
+        70,
+        43,
+        28,
+        12,
+        7,
+        73,
+        17,
+        60,
+        23,
+        66,
+        28,
+        26,
+        70,
+    ],
+}
+
+
+@pytest.mark.parametrize("case", FORMER)
+def test_it_writes_what_transformers_wrote(case: tuple[str, tuple[int, ...], float, int, float]) -> None:
+    family, prompt, alpha, k, penalty = case
+    settings = Settings(max_tokens=20, repetition_penalty=penalty)
+    (answer,) = decode(network_world(family).lm, ContrastiveSearch(alpha=alpha, k=k), [prompt], settings)
+    assert answer.tokens == FORMER[case]
 
 
 def repeated(tokens: list[int]) -> float:

@@ -23,6 +23,7 @@ from segue.ops.automaton import (
     Substring,
     Trie,
     Union,
+    permits,
     within,
 )
 from segue.ops.automaton import phrases as phrases_module
@@ -96,6 +97,7 @@ def holds(automaton: Automaton, language: Language, *, live: bool = True) -> Non
                     assert reach is not None
                     assert bool(left[t]) == (reach < budget)
                 assert bool(left[END]) == automaton.accepting(state)
+                assert left.tolist() == [permits(automaton, state, t, budget) for t in range(V)]
                 if 0 < far <= budget:
                     assert left.any()  # who keeps to it always finishes
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segue.choose.parts.quality import prompt_words
+from segue.choose.parts.hypothesis import prompt_words
 from segue.choose.parts.rerank import Drafter, Drawn, draw
 from segue.choose.parts.utility import Embedding, imported
 from segue.data import DraftTree, Settings, Want

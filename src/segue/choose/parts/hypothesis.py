@@ -6,7 +6,7 @@ Drivers make children of hypotheses, which costs nothing; `advance` then reads t
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,11 @@ class Hypothesis:
         new.reason = why_over(run, new.tokens)
         return new
 
+    def fork(self) -> Hypothesis:
+        """The same text once more, over a fork of its past, so that one of the two can go on and the other be kept."""
+        past = None if self.sequence is None else self.sequence.fork()
+        return replace(self, sequence=past)
+
     def release(self) -> None:
         """Give up the past."""
         if self.sequence is not None:
@@ -101,11 +106,12 @@ def log_p(run: Run, hypothesis: Hypothesis) -> Tensor:
     transformers' beam search; -inf is what may not come (everything, where a constraint has led to a dead end)."""
     assert hypothesis.row is not None
     constraint = run.constraint
-    if constraint is not None:
-        run.stats.constraint_checks += 1
-        if not bool(constraint.mask(tuple(hypothesis.tokens)).any()):
-            return torch.full_like(hypothesis.row, float("-inf"), dtype=torch.float32)
-    return run.target.processed(hypothesis.row.float().log_softmax(-1), [*prompt_of(run), *hypothesis.tokens])
+    if constraint is not None and not bool(constraint.mask(tuple(hypothesis.tokens)).any()):
+        return torch.full_like(hypothesis.row, float("-inf"), dtype=torch.float32)
+    scores = run.target.processed(hypothesis.row.float().log_softmax(-1), [*prompt_of(run), *hypothesis.tokens])
+    if constraint is not None and constraint.stuck(tuple(hypothesis.tokens)):
+        scores.fill_(float("-inf"))  # what the constraint allows, other settings forbid
+    return scores
 
 
 def prompt_of(run: Run) -> list[int]:
@@ -117,7 +123,8 @@ def why_over(run: Run, tokens: list[int]) -> FinishReason | None:
     """Why an output ends with its last token, if it does."""
     constraint = run.constraint
     complete = constraint is not None and constraint.complete(tuple(tokens))
-    if run.is_end(tokens[-1]) or complete or stopped(run, tokens):
+    halted = run.halts is not None and run.halts(tokens)
+    if run.is_end(tokens[-1]) or complete or halted or stopped(run, tokens):
         return "stop"
     return "length" if len(tokens) >= run.max_tokens else None
 
@@ -147,6 +154,17 @@ def text_of(run: Run, tokens: list[int]) -> str:
             break
     stream.close()
     return stream.text
+
+
+def prompt_words(run: Run) -> str:
+    """The prompt as scorers read it: its text, or its token ids where the model has no tokenizer."""
+    prompt = run.prompt
+    return run.lm.decode(prompt) if run.lm.tokenizer is not None else " ".join(map(str, prompt))
+
+
+def words_of(run: Run, tokens: list[int]) -> str:
+    """An output, or a part of one, as scorers read it."""
+    return text_of(run, tokens) if run.lm.tokenizer is not None else " ".join(map(str, tokens))
 
 
 def deliver(run: Run, ranked: list[Hypothesis]) -> None:

@@ -2,23 +2,24 @@
 
 `logp`, `mean_logp` and `length` are of the model that wrote it. `reverse` is the mean log-probability of the prompt
 given the answer (`reverse:PATH` by another model, such as one that translates back). `embedding` is the cosine of the
-sentence vectors of prompt and answer, `judge` a language model's grade, `module:function` anybody's own of a prompt and
-a list of texts; an object with `score(prompt, texts)` serves as well.
+sentence vectors of prompt and answer, `judge` a language model's grade. `regex:PATTERN`, `classifier:PATH`,
+`module:function` and objects with `score(prompt, texts)` are rewards (choose/parts/scorer.py).
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Sequence as Seq
 from typing import Any, cast
 
 import numpy as np
 import torch
 
+from segue.choose.parts.hypothesis import prompt_words
 from segue.choose.parts.judge import ALONE, Judge
 from segue.choose.parts.rerank import Drawn
-from segue.choose.parts.utility import Embedding, imported
+from segue.choose.parts.scorer import named, scored
+from segue.choose.parts.utility import Embedding
 from segue.data import DraftTree, Want
 from segue.models.companion import beside
 from segue.models.lm import LM
@@ -36,7 +37,8 @@ def check(feature: Any) -> None:
         if feature in NAMES or (rest and kind != "judge"):
             return
         near = difflib.get_close_matches(feature, NAMES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"{', '.join(NAMES)}, reverse:PATH or module:function"
+        kinds = ", ".join((*NAMES, "reverse:PATH", "regex:PATTERN", "classifier:PATH"))
+        hint = f"did you mean {near[0]}?" if near else f"{kinds} or module:function"
         raise ValueError(f"features={feature!r} is not known: {hint}")
     if not isinstance(feature, Judge) and not hasattr(feature, "score"):
         raise ValueError(
@@ -60,11 +62,7 @@ def estimate(run: Run, drawn: Seq[Drawn], feature: Any) -> Decoder[list[float]]:
     prompt, texts = prompt_words(run), [d.words for d in drawn]
     if feature == "embedding":
         return cast("list[float]", Embedding().matrix(texts, [prompt])[:, 0].tolist())
-    score = imported(feature) if isinstance(feature, str) else feature.score
-    found = [float(value) for value in score(prompt, texts)]
-    if len(found) != len(texts) or not all(map(math.isfinite, found)):
-        raise ValueError(f"{feature!r} gave {found} for {len(texts)} texts: one finite number for each is needed")
-    return found
+    return scored(named(feature, "features"), prompt, texts, feature)
 
 
 def reverse(run: Run, lm: LM, drawn: Seq[Drawn]) -> Decoder[list[float]]:
@@ -94,9 +92,3 @@ def reverse(run: Run, lm: LM, drawn: Seq[Drawn]) -> Decoder[list[float]]:
         found.append(float(logp[torch.arange(len(asked)), torch.tensor(asked, device=logp.device)].mean()))
         sequence.release()
     return found
-
-
-def prompt_words(run: Run) -> str:
-    """The prompt as scorers read it."""
-    prompt = run.prompt
-    return run.lm.decode(prompt) if run.lm.tokenizer is not None else " ".join(map(str, prompt))

@@ -3,7 +3,7 @@
 1. Read the prompt; keep the last hidden states h_1 .. h_{t-1} of its tokens.
 2. V(k) are the k likeliest next tokens; read all of them in one forward, which gives h_v of each v.
 3. The degeneration penalty of v is the largest cosine of h_v with h_1 .. h_{t-1}, prompt and output alike.
-4. Take the v with the largest (1 - alpha) * p(v) - alpha * penalty (eq. 5); keep its row of the cache, drop the others.
+4. Take the v with the largest (1 - alpha) * p(v) - alpha * penalty; keep its row of the cache, drop the others.
 5. Go on from 2 with h_v as h_t.
 """
 
@@ -50,4 +50,4 @@ class ContrastiveSearch:
 
     def _choose(self, step: Step) -> int:
         penalty = step.cosines().max(-1).values
-        return int(((1 - self.alpha) * step.p - self.alpha * penalty).argmax())  # eq. 5
+        return int(((1 - self.alpha) * step.p - self.alpha * penalty).argmax())

@@ -17,7 +17,7 @@ from segue.laws.worlds import World
 from segue.models.engine import Engine
 from segue.models.run import Run
 
-TOKENS = 12
+TOKENS = 8
 GAP = 1e-4  # scores closer than that count as equal: rounding of float32 states
 
 
@@ -61,7 +61,7 @@ def _compare(method: Any, world: World, settings: Settings, states: States) -> i
 def naive(
     method: Any, world: World, prompt: list[int], output: list[int], settings: Settings, states: States
 ) -> dict[int, float]:
-    """The score of every candidate after some output (eq. 5 of the paper)."""
+    """The score of every candidate after some output, by the formula of the paper."""
     run = Run(world.lm, prompt, settings)
     row = run.target.processed(world.oracle.logits_after(prompt, output), [*run.ids, *output]).double()
     p = row.softmax(-1)

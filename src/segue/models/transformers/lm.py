@@ -58,6 +58,7 @@ class TransformersLM(LM):
         self.vocab_size = int(config.vocab_size)
         self.context_length = context_length
         self.layers = len(layout.layers)
+        self.tied = bool(config.tie_word_embeddings)
         self.eos_ids = _eos_ids(network)
         self.weight_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
         self.weight_bytes += sum(getattr(m, "weight_bytes", 0) for m in network.modules())
@@ -77,9 +78,8 @@ class TransformersLM(LM):
     def bytes_per_token(self) -> int:
         """Everything, but of an input table that is not the head as well only a row."""
         table, head = self.network.get_input_embeddings(), self.network.get_output_embeddings()
-        tied = bool(self.network.config.get_text_config().tie_word_embeddings)
         # A tied head that was packed or quantized has weights of its own, and of the table only a row is read.
-        shared = head is None or (tied and not hasattr(head, "weight_bytes"))
+        shared = head is None or (self.tied and not hasattr(head, "weight_bytes"))
         return self.weight_bytes - (0 if shared else table.weight.numel() * table.weight.element_size())
 
     def thread_choices(self) -> tuple[int, ...]:

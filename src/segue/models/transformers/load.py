@@ -48,7 +48,8 @@ def load(
 ) -> TransformersLM:
     """Load a causal language model, or an encoder-decoder: there the prompt is what the encoder reads.
 
-    `source` is a local folder, a hub id, the name of an embedded model ("mini", "mini-draft"), or None for "mini".
+    `source` is a local folder, a hub id, the name of an embedded model ("mini", "mini-draft", and "mt-mini", which
+    translates German sentences), or None for "mini".
     `dtype` defaults to the checkpoint's own, or float32 where the device has no fast bfloat16 (float16 on a CPU counts
     as slow). `device_map` and `tp_plan` go to transformers as they are, and so do `options` (revision, token, ...).
     `check=False` skips the comparison with the model's own attention; `lean=False` leaves the network's modules as they

@@ -67,6 +67,12 @@ class Seq2SeqLM(TransformersLM):
         self.check_prompt(source)
         return self._over(Source(list(source)))
 
+    @torch.inference_mode()
+    def source_states(self, source: Seq[int]) -> Tensor:
+        self.check_prompt(source)
+        with on_threads(self.threads_for(len(source))):
+            return self.parts.states(torch.tensor([list(source)], device=self.device))[0]
+
     def _over(self, source: Source) -> Sequence:
         past = KVCache(self.layout)
         past.source = source
@@ -133,6 +139,10 @@ class Seq2SeqLM(TransformersLM):
     def _call(
         self, ids: list[int], positions: list[int], keep: list[int], items: list[Item], wants: list[Want]
     ) -> tuple[Tensor, Seq[Tensor]]:
+        if wants[0].layers == () and wants[0].states is not None:
+            entering = torch.cat([want.states for want in wants if want.states is not None]).to(self.dtype)
+            with on_threads(self.threads_for(len(ids))):
+                return self.parts.read_out(entering)[keep], ()
         if wants[0].layers is not None or wants[0].states is not None:
             raise CapabilityError(f"{self.name} is an encoder-decoder: its layers cannot be chosen")
         rows = None if len(keep) == len(ids) else torch.tensor(keep, dtype=torch.long)

@@ -45,6 +45,7 @@ class Parts:
     places: Tensor | None = None  # (L, D): what it gives by position
     pad: tuple[int, Tensor] | None = None  # a token that it gives other rows
     biases: list[Tensor | None] = field(default_factory=list)  # per layer (H, L): relative bias by distance
+    _beside: list[None] | None = None  # stands for what its layers give beside their state; None: not known yet
 
     def __post_init__(self) -> None:
         # Layers that find their cross-attention's keys in the cache do not compute any.
@@ -58,16 +59,21 @@ class Parts:
             last_hidden_state=torch.zeros(1, 1, width, dtype=like.dtype, device=like.device)
         )
 
+    def states(self, ids: Tensor) -> Tensor:
+        """(B, S, D) the encoder's last states of texts (B, S)."""
+        with attending(whole_text):
+            found: Tensor = self.network.get_encoder()(input_ids=ids)[0]
+        return found
+
     def encode(self, ids: Tensor, start: int) -> list[list[tuple[Tensor, Tensor]]]:
         """Per text of ids (B, S) and decoder layer the cross-attention's keys and values (1, G, S, d)."""
-        with attending(whole_text):
-            encoded = self.network.get_encoder()(input_ids=ids)
+        encoded = self.states(ids)
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         cache = EncoderDecoderCache(Through(), Through(kept))
         first = torch.full((len(ids), 1), start, device=ids.device)
         with attending(nothing), self._rows_kept(torch.zeros(0, dtype=torch.long)):
             self.network(
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded[0]),
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
                 decoder_input_ids=first,
                 use_cache=False,
                 **{self.cache_name: cache},
@@ -92,6 +98,30 @@ class Parts:
                 output_hidden_states=states,
                 **{self.cache_name: self._cache},
             )
+
+    def read_out(self, states: Tensor) -> Tensor:
+        """Logits (n, V) of states (n, D) as if a last layer had given them: no layer runs, what comes behind does."""
+        layers = decoder_layers(self.network.get_decoder(), self.layers)
+        ids = torch.zeros(1, len(states), dtype=torch.long, device=states.device)
+        given: list[Any] = []
+        with ExitStack() as stack:
+            stack.enter_context(attending(nothing))
+            if self._beside is None:  # what a layer gives beside its state is of no use here, but has to be there
+                hook = layers[-1].register_forward_hook(lambda _m, _a, out: given.append(out))
+                stack.callback(hook.remove)
+                self._run(ids)
+                self._beside = [None] * (len(given[0]) - 1) if isinstance(given[0], tuple) else []
+            out = (states[None], *self._beside) if self._beside else states[None]
+            for layer in layers:
+                layer.forward = lambda *_, **__: out
+                stack.callback(layer.__dict__.pop, "forward")
+            logits: Tensor = self._run(ids).logits[0]
+        return logits
+
+    def _run(self, ids: Tensor) -> Any:
+        return self.network(
+            encoder_outputs=self._encoded, decoder_input_ids=ids, use_cache=False, **{self.cache_name: self._cache}
+        )
 
     @contextmanager
     def _rows_kept(self, rows: Tensor) -> Iterator[None]:
@@ -121,6 +151,14 @@ class Parts:
             yield
         finally:
             del self.embeds.forward
+
+
+def decoder_layers(decoder: nn.Module, count: int) -> nn.ModuleList:
+    """A decoder's list of layers."""
+    found = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not found:
+        raise CapabilityError(f"its decoder has no list of {count} layers")
+    return found[0]
 
 
 @dataclass(slots=True)

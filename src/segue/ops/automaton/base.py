@@ -190,6 +190,20 @@ def within(automaton: Automaton, state: State, budget: int) -> Tensor:
     return automaton.allowed(state) if automaton.shortest(state) is None else one_by_one(automaton, state, budget)
 
 
+def permits(automaton: Automaton, state: State, token: int, budget: int) -> bool:
+    """`within(automaton, state, budget)[token]`, without the rest of the mask."""
+    own: Callable[[State, int, int], bool] | None = getattr(automaton, "permits", None)
+    if own is not None:
+        return own(state, token, budget)
+    if not automaton.check(state, token):
+        return False
+    if token in automaton.end_ids:
+        return True
+    after = automaton.step(state, token)
+    left = NEVER if after is None else automaton.shortest(after)
+    return left is None or left < budget
+
+
 def one_by_one(automaton: Automaton, state: State, budget: int) -> Tensor:
     """The same, by a step along every allowed token."""
     mask = automaton.allowed(state).clone()

@@ -38,6 +38,14 @@ class Trie(Table):
         for node in range(len(parents) - 1, 0, -1):
             self._distance[parents[node]] = min(self._distance[parents[node]], self._distance[node] + 1)
 
+    def __len__(self) -> int:
+        """Nodes; a child has a larger number than its parent."""
+        return len(self._children)
+
+    def children(self, node: int) -> dict[int, int]:
+        """The nodes below one, by their tokens."""
+        return {token: child for token, child in self._children[node].items() if isinstance(child, int)}
+
     def start(self) -> int:
         return 0
 
