@@ -19,7 +19,6 @@ from torch import Tensor
 
 from segue.card import Card, Claim, Paper, SameTarget
 from segue.data import CapabilityError, DraftTree, Scores, TokenLogprob, Want
-from segue.decode.plain import Plain
 from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Request, Run
 from segue.models.tuning import mask_token
@@ -56,16 +55,16 @@ class SetBlock:
     def run(self, run: Run) -> Decoder[None]:
         if run.source:
             raise CapabilityError(f"{run.lm.name} is an encoder-decoder, and set_block tunes decoders alone")
-        size = int(self.block)
-        if size == 0:
-            yield from Plain().run(run)
-            return
-        mask = mask_token(run.lm, "set_block", self.mask)
+        mask = mask_token(run.lm, "set_block", self.mask) if self.block else -1
         scores = yield from run.prefill()
         unread = [run.pick(scores, -1)]
         going = run.emit(unread, scores, [-1])
+        while going and not self.block:
+            scores = yield Forward(run.sequence, DraftTree.root(run.ids[-1]), Want())
+            run.sequence.commit([0])
+            going = run.emit([run.pick(scores, 0)], scores, [0])
         while going:
-            written, details = yield from self._fill(run, unread, min(size, run.remaining), mask)
+            written, details = yield from self._fill(run, unread, min(self.block, run.remaining), mask)
             run.stats.rounds += 1
             unread = [unread[-1], *written]
             going = run.give(written, details)
