@@ -195,7 +195,9 @@ def tuned_recipe(kind: str, values: Mapping[str, Any] = MappingProxyType({})) ->
             raise ValueError(f"{kind} has no number {name!r}: it has {', '.join(TUNED_CHOICES)}")
         number = 0.0 if name == "mask" and str(value) == "0" else _number(name, value)
         recipe = replace(recipe, **{name: type(getattr(recipe, name))(number)})
-    return recipe
+    if recipe.length < 2:
+        raise ValueError(f"length={recipe.length} is not allowed: at least 2 tokens, of which one says the next")
+    return replace(recipe, micro_tokens=min(recipe.micro_tokens, max(recipe.batch_tokens, recipe.length)))
 
 
 def _number(name: str, value: Any) -> float:
