@@ -182,6 +182,7 @@ def drafter_recipe(kind: str, values: Mapping[str, Any] = MappingProxyType({})) 
     shape = dict(recipe.numbers) | {n: int(_number(n, value)) for n, value in values.items() if n not in CHOICES}
     changed = {name: type(getattr(recipe, name))(value) for name, value in own.items()}
     recipe = replace(recipe, numbers=tuple(shape.items()), **changed)
+    recipe = replace(recipe, micro_tokens=min(recipe.micro_tokens, recipe.batch_tokens))
     if not 0 <= recipe.texts_until <= 1:
         raise ValueError(f"texts_until={recipe.texts_until:g} is not allowed: from 0 (never) to 1 (always)")
     return recipe
