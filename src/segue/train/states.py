@@ -73,7 +73,7 @@ def gather(
     sheet = folder / FACTS
     if sheet.is_file() and json.loads(sheet.read_text()) != facts:
         raise ValueError(
-            f"{folder} holds states of another model, other texts or other settings: name another --states"
+            f"{folder} holds states of another model, other texts or other settings: name another --out or --states"
         )
     if not sheet.is_file():
         _replace(sheet, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
