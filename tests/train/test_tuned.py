@@ -16,6 +16,7 @@ import segue
 from segue.models.tuning import SHEET, TUNINGS
 from segue.train import loop, tune_model
 from segue.train.recipes import tuned_recipe
+from segue.train.tuned import TunedTask
 
 NUMBERS = {"length": 16, "batch_tokens": 64, "adam_lr": 0.002}
 TOKENS = 64 * 40
@@ -132,6 +133,19 @@ def test_a_killed_tuning_ends_as_if_it_had_not_been(
     # Before is the base model, not the one that was resumed.
     whole = json.loads((tmp_path / "whole" / "summary.json").read_text())
     assert summary["heldout"]["before"] == whole["heldout"]["before"]
+
+
+@kinds
+def test_every_step_reads_other_texts_by_its_number_alone(texts: list[list[int]], kind: str) -> None:
+    task = TunedTask(tuned_recipe(kind, NUMBERS | {"length": 24}), BASE, texts)
+
+    def step() -> float:
+        return sum(one.entropy * one.share for one in task.passes(0.0))
+
+    first = [step() for _ in range(3)]
+    assert len(set(first)) == 3
+    task.place = {"step": 1}
+    assert [step(), step()] == first[1:]
 
 
 def test_another_seed_is_another_model(texts: list[list[int]], tmp_path: Path) -> None:
