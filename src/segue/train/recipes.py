@@ -153,7 +153,7 @@ TUNED_CHOICES = ("length", "mask", "batch_tokens", "adam_lr", "seed")
 
 
 def _drafter(kind: str, **values: Any) -> Drafter:
-    return Drafter(f"drafter {kind}", kind=kind, minutes=10.0, muon_lr=0.0, adam_lr=1e-3, **values)
+    return Drafter(f"drafter {kind}", kind=kind, minutes=10.0, batch_tokens=2048, muon_lr=0.0, adam_lr=2e-3, **values)
 
 
 DRAFTERS: Mapping[str, Drafter] = MappingProxyType(

@@ -14,14 +14,13 @@ from segue.models.heads.exit import ExitLayer
 from segue.models.heads.jakiro import JakiroNetwork
 from segue.models.heads.speculator import Speculator
 from segue.models.lm import LM
-from segue.models.source import EMBEDDED
 
 __all__ = ["KINDS", "DraftNetwork", "Shape", "embedded", "fitted", "load", "save", "trained"]
 
 KINDS: dict[str, type[DraftNetwork]] = {
     cls.kind: cls for cls in (BlockwiseHeads, Speculator, ChimeraNetwork, JakiroNetwork, ExitLayer)
 }
-DRAFTERS = EMBEDDED / "drafters"
+DRAFTERS = Path(__file__).parent / "embedded"  # by base model and kind
 
 
 def trained(lm: LM, cls: type[DraftNetwork], source: str | os.PathLike[str] | DraftNetwork | None) -> DraftNetwork:
