@@ -104,6 +104,11 @@ class Free(Speculative):
         state = self.start(run)
         scores = yield from run.prefill()
         going = run.emit([run.pick(scores, -1)], scores, [-1])
+        while going and self.threshold == 1:  # nothing is ever that sure
+            scores = yield Forward(run.sequence, DraftTree.root(run.ids[-1]), Want())
+            run.sequence.commit([0])
+            run.stats.rounds += 1
+            going = run.emit([run.pick(scores, 0)], scores, [0])
         waiting = FirstLayers(run.sequence, state.exit)
         guesses: list[tuple[int, float]] = []
         while going:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from segue.models.heads import published
-from segue.models.heads.base import SHEET, DraftNetwork, Shape, fitted, load, save
+from segue.models.heads.base import SHEET, DraftNetwork, Shape, check, fitted, load, save
 from segue.models.heads.blockwise import BlockwiseHeads
 from segue.models.heads.chimera import ChimeraNetwork
 from segue.models.heads.exit import ExitLayer
@@ -27,6 +27,7 @@ def trained(lm: LM, cls: type[DraftNetwork], source: str | os.PathLike[str] | Dr
     """The drafter of the kind of `cls` for `lm`: a network as it is, a folder, ours or one of a published format, read
     once per model, or, for None, the one that is embedded for this very model. ValueError where there is none, or where
     it is another model's."""
+    check(cls.kind, lm)
     if isinstance(source, DraftNetwork):
         if source.kind != cls.kind:
             raise ValueError(f"a drafter for {source.kind} was given, and {cls.kind} was to draft")

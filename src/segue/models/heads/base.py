@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from segue.data import CapabilityError
 from segue.models.folder import replace_folder
 from segue.models.heads.lesson import Lesson, Marks
 from segue.models.lm import LM
@@ -72,6 +73,7 @@ class DraftNetwork(nn.Module):
     @classmethod
     def fresh(cls, lm: LM, seed: int = 0, **numbers: int) -> Self:
         """An untrained one for `lm`; `numbers` are those of its shape."""
+        check(cls.kind, lm)
         known = [f.name for f in fields(cls.shape_type)[2:]]
         strange = next((name for name in numbers if name not in known), None)
         if strange is not None:
@@ -100,6 +102,12 @@ class DraftNetwork(nn.Module):
     def at_home(self, states: Tensor) -> Tensor:
         """States of the base model in this network's own precision."""
         return states.to(self.dtype)
+
+
+def check(kind: str, lm: LM) -> None:
+    """CapabilityError where a model's backend gives nothing that a drafter could draft from."""
+    if reason := lm.refusal(kind, ("hidden states",)):
+        raise CapabilityError(reason)
 
 
 def save(network: DraftNetwork, lm: LM, folder: Path, facts: dict[str, Any]) -> None:
