@@ -131,6 +131,23 @@ def test_a_grammar_is_searched_in_all_tokenisations_and_a_cycle_only_exactly(mod
         model.generate("x", method=GraphConstrained(search="graph"), constraint=loop, max_tokens=4)
 
 
+def test_a_search_that_finds_no_end_gives_what_is_sure_or_an_error(model: Model, listed: str) -> None:
+    """A regular expression of endless texts has no likeliest that could be proved in time."""
+    endless = "[a-z ]+[0-9]"
+    with pytest.raises(ConstraintError, match=r"no output was settled as the likeliest within reads=40 beginnings"):
+        model.generate(QUESTIONS[0], method=segue.method("graph_constrained", reads=40), regex=endless, max_tokens=30)
+    whole = model.generate(QUESTIONS[1], method=segue.method("graph_constrained", file=listed), max_tokens=ROOM)
+    assert whole.candidates is not None
+    for reads in (80, 200, 400):
+        method = segue.method("graph_constrained", file=listed, reads=reads)
+        try:
+            some = model.generate(QUESTIONS[1], method=method, max_tokens=ROOM)
+        except ConstraintError:
+            continue
+        assert some.candidates is not None
+        assert some.candidates == whole.candidates[: len(some.candidates)]
+
+
 def test_what_cannot_be_done_is_said(model: Model, listed: str, tagged: str, tmp_path: Path) -> None:
     def ask(method: Any, **settings: Any) -> None:
         model.generate("$ ", method=method, **{"max_tokens": ROOM, **settings})

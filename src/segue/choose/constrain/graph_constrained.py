@@ -57,10 +57,11 @@ class GraphConstrained:
     softmax: str = "all"  # an edge's share among all tokens, or (labels, the paper's) among those that leave its node
     normalise: bool = False  # divide a path's cost by its length and 2, as the paper does
     together: int = 4  # prefixes that the exact search reads in one forward
+    reads: int = 8192  # prefixes that it reads at most: what it has found by then are the best
     held: int = 8  # caches of prefixes that are kept; others are read again
 
     def __post_init__(self) -> None:
-        for name in ("paths", "together", "held"):
+        for name in ("paths", "together", "reads", "held"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed: at least 1")
         if self.search not in SEARCHES:
@@ -109,6 +110,13 @@ class GraphConstrained:
         heap: list[tuple[float, float, Prefix, bool]] = [(0.0, 0.0, (), False)]  # bound, cost, tokens, whether whole
         found: list[Way] = []
         while heap and len(found) < self.paths:
+            if len(legal.places) >= self.reads:
+                if found:
+                    break
+                raise ConstraintError(
+                    f"{legal.constraint.name}: no output was settled as the likeliest within reads={self.reads} "
+                    "beginnings, there are too many of them: raise it, constrain further, or take a search like beam"
+                )
             unread: list[tuple[float, float, Prefix, bool]] = []
             while heap and len(unread) < self.together and len(found) < self.paths:
                 item = bound, cost, prefix, whole = heapq.heappop(heap)
