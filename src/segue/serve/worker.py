@@ -201,9 +201,12 @@ class Worker:
         before = self._engine.forwards
         self._engine.step()
         self.metrics.forwards.inc(self._engine.forwards - before)
+        self._gauge()
         for ticket in self._running:
             self._tell(ticket)
         self._running = [ticket for ticket in self._running if ticket.open]
+
+    def _gauge(self) -> None:
         self.metrics.queued.set(len(self._queue))
         self.metrics.running.set(self._engine.running)
         self.metrics.kv_bytes.set(self._engine.reserved)
@@ -243,5 +246,4 @@ class Worker:
         for choice in ticket.open.values():
             withdraw(self._engine, choice.job)
         ticket.open.clear()
-        self.metrics.running.set(self._engine.running)
-        self.metrics.kv_bytes.set(self._engine.reserved)
+        self._gauge()
