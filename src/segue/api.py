@@ -14,6 +14,7 @@ from segue.models.engine import Engine
 from segue.models.job import Job
 from segue.models.lm import LM
 from segue.models.method import Method
+from segue.models.prefixes import Prefixes
 from segue.models.run import Decoder, Run, Spawn
 
 Prompt = str | Sequence[int]
@@ -32,8 +33,10 @@ class Request:
 class Model:
     """A loaded model. Calls from several threads are served one after the other."""
 
-    def __init__(self, lm: LM, *, engine: Callable[[], Engine] = Engine) -> None:
+    def __init__(self, lm: LM, *, engine: Callable[[], Engine] = Engine, prefixes: Prefixes | None = None) -> None:
+        """`engine` makes the engine of a call; `prefixes` keeps prompts from one call to the next."""
         self.lm = lm
+        self.prefixes = prefixes
         self._engine = engine
         self._lock = threading.Lock()
 
@@ -149,9 +152,11 @@ class Model:
             own = request.settings if seed is None else replace(request.settings, seed=seed + i)
             runs.append(Run(self.lm, ids, own, method=method_name(request.method)))
             runs[-1].width = getattr(request.method, "width", 1)
+            runs[-1].prefixes = self.prefixes
         if n == 1:
             return [engine.add(runs[0], request.method.run(runs[0]))]
         reader = Run(self.lm, ids, request.settings, method=method_name(request.method))
+        reader.prefixes = self.prefixes
         parent = engine.add(reader, _share_prompt(reader, runs, request.method))
         return [_Sample(parent, i, run) for i, run in enumerate(runs)]
 
@@ -180,6 +185,7 @@ def _share_prompt(reader: Run, runs: list[Run], method: Method) -> Decoder[None]
     for run in runs:
         run.first = scores
         run.sequence = reader.sequence.fork()
+        run.reused = reader.reused
         run.stats.target_forwards = run.stats.prefill_forwards = reader.stats.prefill_forwards
         yield Spawn(run, method.run(run))
 

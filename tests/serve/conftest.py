@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 import segue
 from segue.api import Model
+from segue.models.prefixes import Prefixes
 from segue.serve.app import create_app
 
 
@@ -26,8 +27,8 @@ def start(lm: Model) -> Iterator[Start]:
     """Servers of the model, each as its test wants it, ended with the test."""
     with ExitStack() as stack:
 
-        def make(**options: Any) -> TestClient:
-            app = create_app(lm, name="mini", **options)
+        def make(prefixes: Prefixes | None = None, **options: Any) -> TestClient:
+            app = create_app(Model(lm.lm, prefixes=prefixes), name="mini", **options)
             return stack.enter_context(TestClient(app, raise_server_exceptions=False))
 
         yield make

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from segue.api import Model
 from segue.models.conversation import STOP
+from segue.models.prefixes import Prefixes
+from segue.serve.bodies import ChatBody, CompletionBody
 from segue.serve.choosing import Choosing
 from segue.serve.limits import Limits
 
@@ -112,9 +117,10 @@ def test_a_chat_in_the_plain_form(client: TestClient, lm: Model) -> None:
 
 
 def test_settings_reach_the_engine(client: TestClient, lm: Model) -> None:
-    settings: dict[str, Any] = {"presence_penalty": 1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1}
+    penalties: dict[str, Any] = {"presence_penalty": 1.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1}
     assert (
-        complete(client, **settings).json()["choices"][0]["text"] == lm.generate(PROMPT, max_tokens=16, **settings).text
+        complete(client, **penalties).json()["choices"][0]["text"]
+        == lm.generate(PROMPT, max_tokens=16, **penalties).text
     )
     first = lm.generate(PROMPT, max_tokens=1).tokens[0]
     biased = complete(client, logit_bias={str(first): -100}, max_tokens=1).json()["choices"][0]["text"]
@@ -256,3 +262,80 @@ def test_what_the_operator_set_serves_requests(start: Start, lm: Model) -> None:
     assert complete(client).json()["choices"][0]["text"] == offline.text
     assert complete(client, method_fields={"max_ngram": 2}).status_code == 200
     assert 'method="prompt_lookup"' in client.get("/metrics").text
+
+
+def test_a_prompt_that_begins_like_an_earlier_one_is_not_read_again(start: Start, lm: Model) -> None:
+    client = start(prefixes=Prefixes(10**8))
+    shared = "The old house on the hill had a red door and seven windows. " * 10
+    for end, cached in (("Then a man", False), ("She went", True), ("She went", True)):
+        answer = complete(client, prompt=shared + end, method="plain", stream=False).json()
+        assert answer["choices"][0]["text"] == lm.generate(shared + end, "plain", max_tokens=16).text
+        reused = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert reused > 100 if cached else reused == 0
+    text = client.get("/metrics").text
+    assert "segue_prefix_hits 2.0" in text
+    assert "segue_kv_bytes 0.0" in text
+
+
+SLOW: list[dict[str, Any]] = [
+    {"regex": "(((a{1,500}){1,500}){1,500})"},
+    {"regex": ".{0,30000}x.{0,30000}"},
+    {"regex": "(.*a){25}"},
+    {"grammar": 'start: a\na: a a | "x" | "y"'},
+    {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}},
+    {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "file:///etc/passwd"}}}},
+    {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"schema": {"enum": [f"value{i}" for i in range(2000)]}},
+        }
+    },
+]
+
+
+@pytest.mark.parametrize("fields", SLOW, ids=lambda fields: str(fields)[:60])
+def test_grammars_that_explode_hold_nobody_up(client: TestClient, fields: dict[str, Any]) -> None:
+    begun = time.monotonic()
+    assert complete(client, **fields).status_code in (200, 400, 422)
+    assert time.monotonic() - begun < 3
+
+
+VALUES: list[Any] = [
+    None,
+    True,
+    0,
+    1,
+    -1,
+    3,
+    2.5,
+    1e300,
+    10**30,
+    "",
+    "x",
+    "plain",
+    "\x00",
+    [],
+    ["x"],
+    [1],
+    [[1]],
+    {},
+    {"1": 2},
+]
+NAMES = [*CompletionBody.model_fields, *ChatBody.model_fields, "bogus"]
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+@given(
+    st.dictionaries(
+        st.sampled_from([name for name in NAMES if name not in ("model", "stream")]), st.sampled_from(VALUES)
+    ),
+    st.booleans(),
+)
+def test_whatever_is_sent_is_never_the_servers_fault(client: TestClient, fields: dict[str, Any], chat: bool) -> None:
+    response = (talk if chat else complete)(client, **({"max_tokens": 2} | fields))
+    if response.status_code != 200:
+        assert 400 <= response.status_code < 500
+        error_of(response, response.status_code)
+    assert client.get("/ready").status_code == 200

@@ -36,6 +36,9 @@ def serve(
     max_prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.", rich_help_panel=PANEL)] = 8192,
     max_new_tokens: Annotated[int, typer.Option(help="New tokens of an answer.", rich_help_panel=PANEL)] = 4096,
     max_body_bytes: Annotated[int, typer.Option(help="Bytes of a request.", rich_help_panel=PANEL)] = 2_000_000,
+    prefix_bytes: Annotated[
+        int, typer.Option(min=0, help="Memory for prompts that others may begin with; 0: none.", rich_help_panel=PANEL)
+    ] = 512_000_000,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.", rich_help_panel=PANEL)] = 600.0,
     drain: Annotated[
         float, typer.Option(help="Seconds that open requests get after SIGTERM.", rich_help_panel=PANEL)
@@ -58,6 +61,7 @@ def serve(
     from segue.api import DEFAULT_METHOD, Model
     from segue.models.engine import Engine
     from segue.models.load import load
+    from segue.models.prefixes import Prefixes
     from segue.profile import Profile, read_profile
     from segue.serve.app import create_app
     from segue.serve.choosing import Choosing
@@ -85,7 +89,7 @@ def serve(
     lm = load(model, **placed)
     choosing = Choosing(method or DEFAULT_METHOD, given, known, limits)
     app = create_app(
-        Model(lm),
+        Model(lm, prefixes=Prefixes(prefix_bytes) if prefix_bytes else None),
         name=name or Path(lm.name).name,
         choosing=choosing,
         keys=keys,

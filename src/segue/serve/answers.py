@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from segue.data import Completion, Stats, TokenLogprob
+from segue.data import Completion, TokenLogprob
 from segue.models.lm import LM
 from segue.serve.asked import Asked
 from segue.serve.worker import Ended, Piece
@@ -52,7 +52,7 @@ class Answer:
                     {"index": number, **said, "logprobs": logprobs, "finish_reason": one.completion.finish_reason}
                 )
         kind = "chat.completion" if self.chat else "text_completion"
-        return self._frame(kind, choices) | {"usage": usage([one.completion.stats for one in ended], size)}
+        return self._frame(kind, choices) | {"usage": usage(ended, size)}
 
     def opening(self) -> list[dict[str, Any]]:
         """Chunks before the first text: who speaks, or the prompt where it is echoed."""
@@ -79,11 +79,11 @@ class Answer:
         said: dict[str, Any] = {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
         return [self._chunk(piece.choice, said, logprobs, finish)]
 
-    def closing(self, stats: list[Stats]) -> list[dict[str, Any]]:
+    def closing(self, ended: list[Ended]) -> list[dict[str, Any]]:
         """The last chunk, if usage was asked for."""
         if not self.usage:
             return []
-        return [self._frame(self._kind, []) | {"usage": usage(stats, self.asked.best_of)}]
+        return [self._frame(self._kind, []) | {"usage": usage(ended, self.asked.best_of)}]
 
     @property
     def _kind(self) -> str:
@@ -129,8 +129,9 @@ class Answer:
         return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(text.encode())}
 
 
-def usage(stats: list[Stats], per_prompt: int) -> dict[str, Any]:
+def usage(ended: list[Ended], per_prompt: int) -> dict[str, Any]:
     """What a request cost. A prompt counts once for all its answers; every drafted token is a predicted one."""
+    stats = [one.completion.stats for one in ended]
     prompt = sum(one.prompt_tokens for one in stats[::per_prompt])
     new = sum(one.tokens for one in stats)
     accepted = sum(one.accepted for one in stats)
@@ -139,6 +140,7 @@ def usage(stats: list[Stats], per_prompt: int) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
+        "prompt_tokens_details": {"cached_tokens": sum(one.reused for one in ended[::per_prompt])},
         "completion_tokens_details": {
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": drafted - accepted,

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 if TYPE_CHECKING:
     from segue.data import Stats
+    from segue.models.prefixes import Prefixes
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 PER_FORWARD = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16)
@@ -50,6 +51,9 @@ class Metrics:
         self.queued = Gauge("segue_queue_length", "Requests that wait for the engine.", registry=own)
         self.running = Gauge("segue_running", "Runs in the engine.", registry=own)
         self.kv_bytes = Gauge("segue_kv_bytes", "Cache rows set aside for admitted runs.", registry=own)
+        self.prefix_hits = Gauge("segue_prefix_hits", "Prompts that began like an earlier one.", registry=own)
+        self.prefix_tokens = Gauge("segue_prefix_tokens", "Their tokens that were not read again.", registry=own)
+        self.prefix_bytes = Gauge("segue_prefix_bytes", "Cache rows kept of earlier prompts.", registry=own)
         self._totals: dict[str, tuple[int, int]] = {}
 
     def book(self, stats: Stats) -> None:
@@ -64,6 +68,12 @@ class Metrics:
         self._totals[method] = drafted, accepted = drafted + stats.drafted, accepted + stats.accepted
         if drafted:
             self.acceptance.labels(method).set(accepted / drafted)
+
+    def reuse(self, prefixes: Prefixes) -> None:
+        """What earlier prompts have saved."""
+        self.prefix_hits.set(prefixes.hits)
+        self.prefix_tokens.set(prefixes.tokens)
+        self.prefix_bytes.set(prefixes.bytes)
 
     def text(self) -> bytes:
         """As Prometheus reads them."""

@@ -120,7 +120,7 @@ class Flow:
 
 async def _stream(flow: Flow, reply: Answer, first: Event) -> AsyncIterator[str]:
     """Server-sent events."""
-    stats = {}
+    ended = {}
     try:
         for chunk in reply.opening():
             yield _event(chunk)
@@ -128,7 +128,7 @@ async def _stream(flow: Flow, reply: Answer, first: Event) -> AsyncIterator[str]
         events = flow.events()
         while event is not None:
             if isinstance(event, Ended):
-                stats[event.choice] = event.completion.stats
+                ended[event.choice] = event
                 chunks = reply.piece(event.rest, event.completion.finish_reason)
             else:
                 assert not isinstance(event, Fault)
@@ -136,7 +136,7 @@ async def _stream(flow: Flow, reply: Answer, first: Event) -> AsyncIterator[str]
             for chunk in chunks:
                 yield _event(chunk)
             event = await anext(events, None)
-        for chunk in reply.closing([stats[i] for i in sorted(stats)]):
+        for chunk in reply.closing([ended[i] for i in sorted(ended)]):
             yield _event(chunk)
         yield "data: [DONE]\n\n"
     except Fault as fault:  # the status has gone out already

@@ -40,6 +40,7 @@ class Ended:
     choice: int
     rest: Piece
     completion: Completion
+    reused: int  # tokens of the prompt that an earlier request had read
 
 
 Event = Piece | Ended | Fault
@@ -210,6 +211,8 @@ class Worker:
         self.metrics.queued.set(len(self._queue))
         self.metrics.running.set(self._engine.running)
         self.metrics.kv_bytes.set(self._engine.reserved)
+        if self.model.prefixes is not None:
+            self.metrics.reuse(self.model.prefixes)
 
     def _tell(self, ticket: Ticket) -> None:
         """Give out what came with the last forward."""
@@ -225,7 +228,7 @@ class Worker:
                     return
                 del ticket.open[number]
                 self.metrics.book(completion.stats)
-                ticket.deliver(Ended(number, choice.piece(number, run, run.text.take_rest()), completion))
+                ticket.deliver(Ended(number, choice.piece(number, run, run.text.take_rest()), completion, run.reused))
             elif ticket.stream and (text := run.text.take()):
                 ticket.deliver(choice.piece(number, run, text))
 
