@@ -26,7 +26,11 @@ def serve(
     deny: flags.Deny = None,
     profiles: Annotated[
         list[str] | None,
-        typer.Option("--profile", metavar="NAME=FILE", help="A profile that requests may name; repeatable."),
+        typer.Option(
+            "--profile",
+            metavar="NAME=FILE",
+            help="A profile that requests may name; the first serves those that do not.",
+        ),
     ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help="API keys, one a line; SEGUE_API_KEYS brings more, separated by commas.")
@@ -39,6 +43,10 @@ def serve(
     prefix_bytes: Annotated[
         int, typer.Option(min=0, help="Memory for prompts that others may begin with; 0: none.", rich_help_panel=PANEL)
     ] = 512_000_000,
+    kv_bytes: Annotated[
+        int | None,
+        typer.Option(help="Memory for what requests read and write; half of what is free.", rich_help_panel=PANEL),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take.", rich_help_panel=PANEL)] = 600.0,
     drain: Annotated[
         float, typer.Option(help="Seconds that open requests get after SIGTERM.", rich_help_panel=PANEL)
@@ -62,17 +70,17 @@ def serve(
     from segue.models.engine import Engine
     from segue.models.load import load
     from segue.models.prefixes import Prefixes
-    from segue.profile import Profile, read_profile
+    from segue.profile import read_profile
     from segue.serve.app import create_app
     from segue.serve.choosing import Choosing
     from segue.serve.limits import Limits
     from segue.serve.running import read_keys
     from segue.serve.running import serve as run
 
-    known: dict[str, Profile] = {}
-    for item in profiles or []:
-        label, equals, path = item.partition("=")
-        known[label if equals else Path(item).stem] = read_profile(Path(path if equals else item))
+    files = [_named(item) for item in profiles or []]
+    known = {label: read_profile(path) for label, path in files}
+    first = files[0][1] if files and method is None and not given else None
+    method, given = flags.from_profile(first, method, given)
     limits = Limits(
         max_queue=max_queue,
         max_prompt_tokens=max_prompt_tokens,
@@ -85,18 +93,24 @@ def serve(
     if not keys and host not in LOCAL:
         print(f"note: no API key is set: everybody who reaches {host} may ask", flush=True)
     options: dict[str, Any] = {"dtype": dtype, "device": device, "backend": backend, "quantize": quantize}
-    placed = flags.placed(None, **options, invariant=invariant)
-    lm = load(model, **placed)
+    lm = load(model, **flags.placed(first, **options, invariant=invariant))
+    flags.check_profile(first, lm)
     choosing = Choosing(method or DEFAULT_METHOD, given, known, limits)
     app = create_app(
         Model(lm, prefixes=Prefixes(prefix_bytes) if prefix_bytes else None),
         name=name or Path(lm.name).name,
         choosing=choosing,
         keys=keys,
-        engine=lambda: Engine(max_running=max_running),
+        engine=lambda: Engine(max_running=max_running, kv_budget=kv_bytes),
         json_log=json_log,
     )
     run(app, host, port, drain=drain, json_log=json_log)
+
+
+def _named(item: str) -> tuple[str, Path]:
+    """A profile's name and its file."""
+    label, equals, path = item.partition("=")
+    return (label, Path(path)) if equals else (Path(item).stem, Path(item))
 
 
 def _check_library() -> None:

@@ -125,7 +125,7 @@ def _add_state(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
     @app.get("/ready")
     async def ready() -> dict[str, str]:
         if not worker.ready:
-            raise Fault(503, "the server is stopping", code="stopping")
+            raise Fault(503, "the server is starting or stopping", code="not_ready")
         return {"status": "ready"}
 
     @app.get("/metrics", response_model=None)

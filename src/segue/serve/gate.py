@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -16,6 +17,7 @@ from segue.serve.faults import Fault, log
 from segue.serve.metrics import Metrics
 
 OPEN = ("/health", "/ready")  # answered without a key: load balancers have none
+BODY_SECONDS = 60  # in which a body must have arrived
 
 
 class Keys:
@@ -76,13 +78,17 @@ class Gate:
         self._weigh(int(length) if length.isdigit() else 0)
         body = bytearray()
         more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            self._weigh(len(body))
-            more = message.get("more_body", False)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    self._weigh(len(body))
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise Fault(408, f"the body did not arrive within {BODY_SECONDS} seconds") from None
         return bytes(body)
 
     def _weigh(self, size: int) -> None:

@@ -99,14 +99,19 @@ class Worker:
         self._order = itertools.count()
         self._running: list[Ticket] = []
         self._stopping = False
+        self._warmed = False
         self._thread = threading.Thread(target=self._work, name="segue-engine", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     @property
-    def ready(self) -> bool:
+    def _open(self) -> bool:
         return self._thread.is_alive() and not self._stopping
+
+    @property
+    def ready(self) -> bool:
+        return self._warmed and self._open
 
     @property
     def engine(self) -> Engine:
@@ -117,7 +122,7 @@ class Worker:
         """Queue a ticket; its events follow through `deliver`. Fault 429 where the queue is full, 503 while the server
         stops."""
         with self._wake:
-            if not self.ready:
+            if not self._open:
                 raise Fault(503, "the server is stopping", code="stopping")
             if len(self._queue) >= self.max_queue:
                 raise Fault(429, f"{len(self._queue)} requests wait already; try again soon", code="queue_full")
@@ -145,6 +150,7 @@ class Worker:
 
     def _work(self) -> None:
         with torch.no_grad():
+            self._warm()
             while self._wait():
                 try:
                     self._drop()
@@ -156,6 +162,14 @@ class Worker:
                         ticket.deliver(failed(error))
                     self._running.clear()
                     self._engine = self._make()
+
+    def _warm(self) -> None:
+        """What the first request would have to wait for."""
+        lm = self.model.lm
+        if lm.tokenizer is not None:
+            lm.encode("a")  # a tokenizer may change itself when it is first used; later it is read from many threads
+        log.debug("a forward of one row takes %.4f s", lm.cost.step(1))  # measured once
+        self._warmed = True
 
     def _wait(self) -> bool:
         """Until there is work; False when all is done and the server stops."""
