@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from segue import catalog, docs
+from segue.models.heads import KINDS
+from segue.train import DRAFTERS, TUNED
 
 
 def test_every_method_has_a_page_and_a_row() -> None:
@@ -17,6 +20,16 @@ def test_every_method_has_a_page_and_a_row() -> None:
         assert entry.card.paper.title in page
         assert all(f"`{field.name}`" in page for field in entry.fields)
         assert f"[{entry.name}](docs/methods/" in table
+
+
+def test_the_page_of_trained_drafters_names_every_kind_and_number() -> None:
+    rows = (docs.ROOT / "docs" / "trained-drafters.md").read_text().splitlines()
+    for kind in DRAFTERS:
+        (row,) = (row for row in rows if row.startswith(f"| `{kind}` |"))
+        numbers = [field.name for field in fields(KINDS[kind].shape_type)[2:]]
+        assert row.split("|")[-2].strip() == ", ".join(f"`{name}`" for name in numbers)
+    for kind in TUNED:
+        assert any(row.startswith(f"| `{kind}` |") for row in rows), kind
 
 
 def test_check_fails_on_a_page_that_was_edited_by_hand(

@@ -19,6 +19,9 @@ from segue.card import Card
 ROOT = Path(__file__).parent
 ROOMS = ("segment", "encode", "decode", "choose", "pipelines")
 STORES = {"a datastore", "a dense datastore"}
+TRUE, FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
+TRAINED, TUNED = "trained heads", "a model tuned by "
+HEADS = ROOT / "models" / "heads" / "embedded"
 RESULTS = ROOT.parents[1] / "results"  # beside src/ in a checkout; absent in an installed wheel
 CARD_CLASSES = ("Card", "Paper", "Claim", "SameTokens", "SameDistribution", "SameTarget", "Limit", "Learned")
 
@@ -63,9 +66,14 @@ class Entry:
         return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
 
     def able(self, has_draft: bool) -> bool:
-        """Whether it runs with default fields, given at most a draft model: nobody can guess a datastore."""
+        """Whether it runs with default fields, given at most what is embedded for the embedded model (a draft model,
+        trained heads): nobody can guess a datastore."""
         needs = set(self.card.needs)
-        return not needs & STORES and (has_draft or "a draft model" not in needs)
+        if needs & STORES or any(need.startswith(TUNED) for need in needs):
+            return False
+        if TRAINED in needs and not any(HEADS.glob(f"*/{self.name}")):
+            return False
+        return has_draft or not needs & {"a draft model", TRAINED}
 
     @property
     def same_tokens(self) -> bool:
@@ -191,18 +199,8 @@ def convert(method: str, field: Field, value: Any) -> Any:
         members = value.split(",") if isinstance(value, str) else value
         return tuple(build(member.strip()) if isinstance(member, str) else member for member in members)
     if kind == "bool" and isinstance(value, str):
-        words = {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }
-        if value.lower() in words:
-            return words[value.lower()]
+        if value.lower() in TRUE | FALSE:
+            return value.lower() in TRUE
     elif kind in ("int", "float") and not isinstance(value, bool):
         try:
             number = float(value)

@@ -83,7 +83,7 @@ def test_run(call: Call, folder: Path, tmp_path: Path) -> None:
 
 
 def test_bench_and_doctor(call: Call, folder: Path) -> None:
-    flags = ("-m", folder, "--suite", "translation", "--limit", 2, "--rounds", 1, "--max-tokens", 8, "--json")
+    flags = ("-m", folder, "--suite", "spec", "--limit", 2, "--rounds", 1, "--max-tokens", 8, "--json")
     result = call("bench", *flags, "--methods", "plain,prompt_lookup,token_recycling")
     assert result.code == 0, result.err
     rows = {r["name"]: r for r in json.loads(result.out)["records"]}

@@ -129,6 +129,13 @@ def test_bad_numbers_are_named(kind: str, values: dict[str, Any], fragment: str)
         drafter_recipe(kind, values)
 
 
+def test_a_small_batch_is_one_pass(lm: LM, texts: list[list[int]], tmp_path: Path) -> None:
+    recipe = drafter_recipe("mlp_speculator", NUMBERS)
+    assert (recipe.batch_tokens, recipe.micro_tokens) == (64, 64)
+    summary = learn(recipe, lm, texts, tmp_path, tokens=320)
+    assert summary["steps"] >= 320 // 64
+
+
 def test_a_number_of_no_shape_is_named(lm: LM, texts: list[list[int]], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mlp_speculator has no number 'size': it has stages, inner"):
         learn(drafter_recipe("mlp_speculator", {**NUMBERS, "size": 8}), lm, texts, tmp_path, tokens=64)

@@ -31,6 +31,7 @@ def decode(
     jobs = []
     for prompt in prompts:
         run = Run(lm, list(prompt), settings, source=source)
+        run.width = getattr(method, "width", 1)
         jobs.append(engine.add(run, method.run(run)))
     engine.drain()
     for job in jobs:

@@ -8,6 +8,7 @@ from typing import Any
 
 from segue import catalog
 from segue.card import Card, Learned, Limit, SameDistribution, SameTarget, SameTokens
+from segue.catalog import TRAINED, TUNED
 from segue.data import Settings
 from segue.decode.speculative.base import Speculative
 from segue.laws.base import LawBroken
@@ -34,8 +35,6 @@ SHORT: Companions = {"a long prompt": lambda lm: {"keep": 2, "queries": 2}}  # w
 # Prompts of the laws are ids: their first token is the instruction, and another one takes its place.
 INSTRUCTED: Companions = {"an instruction": lambda lm: {"instruction": 1, "noisy": (1,)}}
 # A drafter that was hardly trained for the laws of what is kept and refused, and one that knows the text.
-TRAINED = "trained heads"
-TUNED = "a model tuned by "
 STORES: Companions = {"a datastore": suffix, "a dense datastore": dense, "a trigram table": trigram}
 ORDINARY: Companions = {
     "a draft model": lambda lm: {"draft": neighbour(lm)},

@@ -38,6 +38,7 @@ _SHARP = (".q.", ".k.", "q_proj", "k_proj", "relative_attention_bias")
 VOCABULARY = 96
 CONTEXT = 96
 LENGTHS = (2, 7, 19, 33)  # of the prompts of a network world
+ROWS = 1 << 15  # of a GGUF world's cache: wide searches hold many texts
 _SPREAD = 0.3  # of the random weights: large enough that outputs vary
 
 
@@ -126,7 +127,7 @@ def _as_gguf(net: Any, name: str) -> LM:
     from segue.models.llamacpp.load import load
 
     with tempfile.TemporaryDirectory(prefix="segue-world-") as folder:
-        lm = load(convert(net, None, Path(folder) / f"{name}.gguf", "f32"), kv_dtype="float32")
+        lm = load(convert(net, None, Path(folder) / f"{name}.gguf", "f32"), kv_dtype="float32", kv_rows=ROWS)
     _originals[lm] = net
     return timeless(lm)
 

@@ -160,11 +160,12 @@ class Engine:
         job.decoder.close()
 
     def _crowded(self, job: Job) -> bool:
-        """Whether a job must wait for others on its model: for their rows of its cache, or for a place among them."""
+        """Whether a job must wait for others on its model: for their rows of its cache, or for their sequences."""
         lm = job.run.lm
-        others = [j.rows for j in self._running if j.run.lm is lm]
-        full = lm.kv_rows is not None and job.rows + sum(others) > lm.kv_rows
-        return full or (lm.most_running is not None and len(others) >= lm.most_running)
+        others = [j for j in self._running if j.run.lm is lm]
+        rows, width = (sum(part) for part in zip(*((j.rows, j.run.width) for j in [*others, job]), strict=True))
+        full = lm.kv_rows is not None and rows > lm.kv_rows
+        return bool(others) and (full or (lm.most_sequences is not None and width > lm.most_sequences))
 
     def _retire(self) -> None:
         for job in [j for j in self._running if j.finished]:

@@ -39,7 +39,7 @@ class LM(ABC):
     bytes_per_row: int = 0  # cache memory of one token
     kv_rows: int | None = None  # cache rows that all its sequences share; None where memory is the only limit
     most_leaves: int | None = None  # leaves that one tree may have; None for any number
-    most_running: int | None = None  # requests that may be open at a time
+    most_sequences: int | None = None  # that the requests which are open may hold together
     lacking: frozenset[str] = frozenset()  # what its forwards do not give, in the words of `Want.needs` and of cards
     start_ids: tuple[int, ...] = ()  # an encoder-decoder writes on from these; elsewhere text goes on from the prompt
     threads: int = 0  # that all its forwards run on; 0 leaves that to what was measured, or to the process

@@ -78,10 +78,12 @@ class Journal:
             self._say(f"{spent:6.1%}  step {step}  {note}")
 
     def scores(self, step: int, scores: dict[str, dict[str, float]], told: Sequence[str]) -> None:
-        """Record a held-out evaluation, and pass on the measures in `told`."""
+        """Record a held-out evaluation, and pass on the measures in `told` of those that have them."""
         self._write({"step": step, "heldout": scores})
         for name in told:
-            self.say(f"held-out {name}  " + "  ".join(f"{k} {v[name]:.1f}" for k, v in scores.items()))
+            known = {part: values[name] for part, values in scores.items() if name in values}
+            if known:
+                self.say(f"held-out {name}  " + "  ".join(f"{part} {value:.1f}" for part, value in known.items()))
 
     def finish(self, summary: dict[str, Any], told: Sequence[str]) -> dict[str, Any]:
         """Write summary.json and return it."""

@@ -153,7 +153,7 @@ TUNED_CHOICES = ("length", "mask", "batch_tokens", "adam_lr", "seed")
 
 
 def _drafter(kind: str, **values: Any) -> Drafter:
-    return Drafter(f"drafter {kind}", kind=kind, minutes=10.0, muon_lr=0.0, adam_lr=1e-3, **values)
+    return Drafter(f"drafter {kind}", kind=kind, minutes=10.0, batch_tokens=2048, muon_lr=0.0, adam_lr=2e-3, **values)
 
 
 DRAFTERS: Mapping[str, Drafter] = MappingProxyType(
@@ -182,6 +182,7 @@ def drafter_recipe(kind: str, values: Mapping[str, Any] = MappingProxyType({})) 
     shape = dict(recipe.numbers) | {n: int(_number(n, value)) for n, value in values.items() if n not in CHOICES}
     changed = {name: type(getattr(recipe, name))(value) for name, value in own.items()}
     recipe = replace(recipe, numbers=tuple(shape.items()), **changed)
+    recipe = replace(recipe, micro_tokens=min(recipe.micro_tokens, recipe.batch_tokens))
     if not 0 <= recipe.texts_until <= 1:
         raise ValueError(f"texts_until={recipe.texts_until:g} is not allowed: from 0 (never) to 1 (always)")
     return recipe
@@ -195,7 +196,9 @@ def tuned_recipe(kind: str, values: Mapping[str, Any] = MappingProxyType({})) ->
             raise ValueError(f"{kind} has no number {name!r}: it has {', '.join(TUNED_CHOICES)}")
         number = 0.0 if name == "mask" and str(value) == "0" else _number(name, value)
         recipe = replace(recipe, **{name: type(getattr(recipe, name))(number)})
-    return recipe
+    if recipe.length < 2:
+        raise ValueError(f"length={recipe.length} is not allowed: at least 2 tokens, of which one says the next")
+    return replace(recipe, micro_tokens=min(recipe.micro_tokens, max(recipe.batch_tokens, recipe.length)))
 
 
 def _number(name: str, value: Any) -> float:

@@ -72,7 +72,9 @@ def gather(
     folder.mkdir(parents=True, exist_ok=True)
     sheet = folder / FACTS
     if sheet.is_file() and json.loads(sheet.read_text()) != facts:
-        raise ValueError(f"{folder} holds states of another model, other texts or other settings: name another --out")
+        raise ValueError(
+            f"{folder} holds states of another model, other texts or other settings: name another --out or --states"
+        )
     if not sheet.is_file():
         _replace(sheet, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
     size = max(1, min(SHARD, len(texts) // PARTS))

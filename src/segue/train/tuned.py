@@ -29,7 +29,7 @@ TOGETHER = 16  # texts of a forward that only measures
 class TunedTask:
     """A `Tuned` recipe at work: texts of one length, in an order that depends on the seed alone."""
 
-    told = ("perplexity",)
+    told = ("perplexity", "tokens_per_forward")
 
     def __init__(self, recipe: Tuned, source: str | None, texts: list[list[int]]) -> None:
         self.recipe = recipe
@@ -38,6 +38,11 @@ class TunedTask:
             raise ValueError(f"{self.base} is an encoder-decoder, and {recipe.kind} tunes decoders alone")
         self.model: Any = network.float().train()
         kind = TUNINGS[recipe.kind]
+        if recipe.mask >= 0 and not kind.masks:
+            raise ValueError(f"mask={recipe.mask} is not for {recipe.kind}, which masks nothing: leave it out")
+        most = getattr(network.config, "max_position_embeddings", None) or recipe.length
+        if recipe.length > most:
+            raise ValueError(f"length={recipe.length} is not allowed: {self.base} reads up to {most} tokens")
         self.objective = kind(mask=self._mask(recipe.mask)) if kind.masks else kind()
         pieces = [t[i : i + recipe.length] for t in texts for i in range(0, len(t) - recipe.length + 1, recipe.length)]
         if len(pieces) < PARTS:

@@ -14,6 +14,7 @@ from segue.laws.same_target import same_target
 from segue.laws.worlds import FAMILIES, neighbour, network_world, toy_world
 from segue.models.run import Request
 from segue.ops.accept import accept
+from segue.ops.automaton import Trie
 
 (PROMISE,) = SpeculativeContrastive.card.exact
 
@@ -137,3 +138,14 @@ def test_an_amateur_of_too_short_a_context_is_refused_before_anything_is_written
         decode(world.lm, method, [prompt], Settings(max_tokens=14))
     (answer,) = decode(world.lm, method, [prompt], Settings(max_tokens=13))
     assert len(answer.tokens) == 13
+
+
+def test_what_is_plausible_is_measured_among_what_may_be_written() -> None:
+    """A constraint that forbids the expert's favourites leaves the best of the others plausible."""
+    world = network_world("llama")
+    plain = world.oracle.answer(world.prompts[0], Settings(max_tokens=12, ignore_eos=True)).tokens
+    allowed = [token for token in range(40) if token not in plain]
+    constraint = Trie(96, (), [tuple(allowed[i : i + 6]) for i in range(0, 24, 6)])
+    method = SpeculativeContrastive(draft=neighbour(world.lm), alpha=0.9)
+    (answer,) = decode(world.lm, method, [world.prompts[0]], Settings(max_tokens=12, constraint=constraint))
+    assert tuple(answer.tokens) in [tuple(allowed[i : i + 6]) for i in range(0, 24, 6)]

@@ -107,7 +107,11 @@ class Free(Speculative):
         waiting = FirstLayers(run.sequence, state.exit)
         guesses: list[tuple[int, float]] = []
         while going:
-            scores = yield from waiting.read(run.ids[-1], logits=True)
+            run.sequence.drafts = True  # no whole forward
+            try:
+                scores = yield from waiting.read(run.ids[-1], logits=True)
+            finally:
+                run.sequence.drafts = False
             guesses.append(margin(scores.row(0)))
             if guesses[-1][1] > state.bar and len(guesses) < LONGEST:
                 going = run.emit([run.pick(scores, 0)], scores, [0])

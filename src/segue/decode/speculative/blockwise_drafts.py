@@ -97,7 +97,7 @@ class BlockwiseDrafts(Trained):
         if hidden is None or steps < 1:
             return DraftTree.root(run.ids[-1])
         with torch.inference_mode():
-            logp = run.lm.head(state.network(hidden[None])[:steps, 0]).float().log_softmax(-1)
+            logp = state.network.guesses(run.lm, hidden, steps).float().log_softmax(-1)
         best = logp.topk(min(self.top, logp.shape[-1]))
         columns = [
             list(zip(tokens, values, strict=True))

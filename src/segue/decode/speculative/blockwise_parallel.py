@@ -68,7 +68,7 @@ class BlockwiseParallel(Trained):
         if hidden is None or steps < 1:
             return DraftTree.root(run.ids[-1])
         with torch.inference_mode():
-            rows = run.lm.head(heads(hidden[None])[:steps, 0])
+            rows = heads.guesses(run.lm, hidden, steps)
         return chain(run, steps, given(run, list(rows)), self.name)
 
     def decide(

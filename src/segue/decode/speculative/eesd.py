@@ -69,7 +69,8 @@ class EESD(Attentive):
     def price(self, run: Run, tokens: int) -> float:
         network = trained(run.lm, self.network, self.heads)
         # The last token is read by the first layers as well.
-        return (tokens + 1) * network.shape.exit / run.lm.layers * run.step_seconds(1) + tokens * network.seconds
+        share: float = network.shape.exit / run.lm.layers
+        return (tokens + 1) * share * run.step_seconds(1) + tokens * network.seconds
 
     def planner(self, run: Run, state: Exits) -> Planner:
         rest = 1 - state.network.shape.exit / run.lm.layers

@@ -85,14 +85,16 @@ class SpeculativeContrastive(WithDraft):
             amateur = tree.rows.get(node)
             if amateur is None:
                 return None
-            return run.target.p(self.contrast(scores.row(node), amateur), prefix(run, tree, node))
+            text = prefix(run, tree, node)
+            return run.target.p(self.contrast(allowed(run, scores.row(node), text), amateur), text)
 
         path, token = accept(tree, p_after, run.chance)
         if token is None:
             node = path[-1]
             text = prefix(run, tree, node)
             amateur = yield from state.read(text)
-            token = run.chance.index(run.target.p(self.contrast(scores.row(node), amateur), text))
+            row = allowed(run, scores.row(node), text)
+            token = run.chance.index(run.target.p(self.contrast(row, amateur), text))
         return path, token
 
     def contrast(self, expert: Tensor, amateur: Tensor) -> Tensor:
@@ -108,3 +110,12 @@ class SpeculativeContrastive(WithDraft):
         if self.alpha:
             scores = scores.masked_fill(log_e < log_e.max() + math.log(self.alpha), float("-inf"))
         return scores.masked_fill(unknown, float("-inf"))
+
+
+def allowed(run: Run, expert: Tensor, text: list[int]) -> Tensor:
+    """The expert's row (V,) after a text without what a constraint forbids there: the best that plausibility is
+    measured by must be one that may be written."""
+    if run.constraint is None:
+        return expert
+    mask = run.constraint.mask(tuple(text[run.prompt_length :])).to(expert.device)
+    return expert.masked_fill(~mask, float("-inf")) if bool(mask.any()) else expert

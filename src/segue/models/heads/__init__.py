@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TypeVar
 
+from segue.models.heads import published
 from segue.models.heads.base import SHEET, DraftNetwork, Shape, fitted, load, save
 from segue.models.heads.blockwise import BlockwiseHeads
 from segue.models.heads.chimera import ChimeraNetwork
@@ -14,23 +14,21 @@ from segue.models.heads.exit import ExitLayer
 from segue.models.heads.jakiro import JakiroNetwork
 from segue.models.heads.speculator import Speculator
 from segue.models.lm import LM
-from segue.models.source import EMBEDDED
 
 __all__ = ["KINDS", "DraftNetwork", "Shape", "embedded", "fitted", "load", "save", "trained"]
 
 KINDS: dict[str, type[DraftNetwork]] = {
     cls.kind: cls for cls in (BlockwiseHeads, Speculator, ChimeraNetwork, JakiroNetwork, ExitLayer)
 }
-DRAFTERS = EMBEDDED / "drafters"
-
-N = TypeVar("N", bound=DraftNetwork)
+DRAFTERS = Path(__file__).parent / "embedded"  # by base model and kind
 
 
-def trained(lm: LM, cls: type[N], source: str | os.PathLike[str] | DraftNetwork | None) -> N:
-    """The drafter of a kind for `lm`: a network as it is, a folder, read once per model, or, for None, the one that is
-    embedded for this very model. ValueError where there is none, or where it is another model's."""
+def trained(lm: LM, cls: type[DraftNetwork], source: str | os.PathLike[str] | DraftNetwork | None) -> DraftNetwork:
+    """The drafter of the kind of `cls` for `lm`: a network as it is, a folder, ours or one of a published format, read
+    once per model, or, for None, the one that is embedded for this very model. ValueError where there is none, or where
+    it is another model's."""
     if isinstance(source, DraftNetwork):
-        if not isinstance(source, cls):
+        if source.kind != cls.kind:
             raise ValueError(f"a drafter for {source.kind} was given, and {cls.kind} was to draft")
         return source.eval().requires_grad_(False)
     if source is None:
@@ -44,9 +42,9 @@ def trained(lm: LM, cls: type[N], source: str | os.PathLike[str] | DraftNetwork 
         folder = Path(source).expanduser()
     key = f"{cls.kind}:{folder}"
     if key not in lm.trained:
-        lm.trained[key] = load(folder, cls, lm)
-    found = lm.trained[key]
-    assert isinstance(found, cls)
+        ours = (folder / SHEET).exists() or not published.found(folder)
+        lm.trained[key] = load(folder, cls, lm) if ours else published.load(folder, cls.kind, lm)
+    found: DraftNetwork = lm.trained[key]
     return found
 
 

@@ -124,7 +124,10 @@ def read_sheet(folder: Path) -> dict[str, Any]:
     """What a drafter's folder says about itself; ValueError where it is none."""
     path = folder / SHEET
     if not path.is_file():
-        raise ValueError(f"{folder} is no trained drafter: it has no {SHEET} (segue train drafter makes such folders)")
+        raise ValueError(
+            f"{folder} is no trained drafter: it has no {SHEET} (segue train drafter makes such folders), nor the "
+            "config.json of published heads (mlp_speculator, medusa)"
+        )
     try:
         sheet = json.loads(path.read_text())
         known = sheet["format"] == FORMAT and isinstance(sheet["shape"], dict) and sheet["base"]["identity"] is not None
@@ -158,15 +161,19 @@ def load(folder: Path, cls: type[DraftNetwork], lm: LM) -> DraftNetwork:
     return fitted(network, lm)
 
 
-def fitted(network: DraftNetwork, lm: LM) -> DraftNetwork:
-    """A network ready to draft for `lm`, on its device; on a CPU not in 16 bits, in which
-    so small products are no faster."""
-    shape = network.shape
+def fits(shape: Shape, lm: LM) -> None:
+    """ValueError where a drafter of that shape cannot draft for `lm`."""
     if (shape.width, shape.vocab_size) != (lm.width, lm.vocab_size):
         raise ValueError(
             f"a drafter for states of {shape.width} numbers and {shape.vocab_size} tokens cannot draft for {lm.name}, "
             f"which has {lm.width} and {lm.vocab_size}"
         )
+
+
+def fitted(network: DraftNetwork, lm: LM) -> DraftNetwork:
+    """A network ready to draft for `lm`, on its device; on a CPU not in 16 bits, in which
+    so small products are no faster."""
+    fits(network.shape, lm)
     halved = lm.dtype in (torch.bfloat16, torch.float16)
     dtype = torch.float32 if lm.device.type == "cpu" and halved else lm.dtype
     network = network.to(device=lm.device, dtype=dtype).eval().requires_grad_(False)

@@ -19,11 +19,23 @@ class Shape(base.Shape):
     inner: int = 256  # width of a head's hidden layer
 
 
-class BlockwiseHeads(DraftNetwork):
+class ParallelHeads(DraftNetwork):
+    """Base of heads that guess from one and the same state: head i the token i + 1 places behind it, counted from 1."""
+
+    kind = "blockwise_parallel"
+
+    def guesses(self, lm: LM, state: Tensor, places: int) -> Tensor:
+        """The logits (places, V) of the first heads behind a state (D,) of the model."""
+        raise NotImplementedError
+
+    def rehearse(self, lm: LM) -> None:
+        self.guesses(lm, torch.zeros(self.shape.width, device=lm.device), self.shape.heads)
+
+
+class BlockwiseHeads(ParallelHeads):
     """h_i = h + W_i relu(V_i h) for every head i; the model's own vocabulary projection follows. W starts at zero, so
     that an untrained head says what the model's own does."""
 
-    kind = "blockwise_parallel"
     shape_type = Shape
     shape: Shape
 
@@ -38,8 +50,8 @@ class BlockwiseHeads(DraftNetwork):
         rows = torch.relu(self.hidden(states)).view(-1, self.shape.heads, self.shape.inner)
         return states + torch.einsum("nhi,hid->hnd", rows, self.out)
 
-    def rehearse(self, lm: LM) -> None:
-        lm.head(self(torch.zeros(1, self.shape.width, device=lm.device))[:, 0])
+    def guesses(self, lm: LM, state: Tensor, places: int) -> Tensor:
+        return lm.head(self(state[None])[:places, 0])
 
     def learn(self, lm: LM, lesson: Lesson) -> Marks:
         marks = Marks()

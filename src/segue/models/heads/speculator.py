@@ -13,6 +13,8 @@ from segue.models.heads.base import DraftNetwork
 from segue.models.heads.lesson import Lesson, Marks
 from segue.models.lm import LM
 
+EPSILON = 1e-6  # of the norms
+
 
 @dataclass(frozen=True)
 class Shape(base.Shape):
@@ -22,8 +24,20 @@ class Shape(base.Shape):
     scale_input: bool = False  # the model's state is normalised first
 
 
+class ShiftedNorm(nn.RMSNorm):
+    """g x / sqrt(mean(x ** 2) + eps) + b. The authors call it a layer norm; it takes no mean away."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=EPSILON)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, states: Tensor) -> Tensor:
+        out: Tensor = super().forward(states) + self.bias
+        return out
+
+
 class Speculator(DraftNetwork):
-    """s_i = GELU(LN(P_i s_{i-1} + (w_e / w_s) E_i[token i-1])), logits_i = H_i s_i; s_0 is the model's own state.
+    """s_i = GELU(norm_i(w_s P_i s_{i-1} + w_e E_i[token i-1])), logits_i = H_i s_i; s_0 is the model's own state.
 
     w_s = 0.5 ** (0.5 / stages) and w_e = sqrt((1 - w_s ** 2) inner / 2) leave half of s_0 in the last stage's state.
     """
@@ -39,10 +53,10 @@ class Speculator(DraftNetwork):
         self.embedding = nn.ModuleList(nn.Embedding(shape.vocab_size, shape.inner) for _ in range(own))
         self.enter = nn.Linear(shape.width, shape.inner, bias=False)
         self.go_on = nn.ModuleList(nn.Linear(shape.inner, shape.inner, bias=False) for _ in range(after))
-        self.norm = nn.ModuleList(nn.LayerNorm(shape.inner) for _ in range(own))
+        self.norm = nn.ModuleList(ShiftedNorm(shape.inner) for _ in range(own))
         self.head = nn.ModuleList(nn.Linear(shape.inner, shape.vocab_size, bias=False) for _ in range(own))
-        kept = 0.5 ** (0.5 / shape.stages)
-        self.weight = ((1 - kept**2) * shape.inner / 2) ** 0.5 / kept
+        self.state_weight = 0.5 ** (0.5 / shape.stages)
+        self.token_weight = ((1 - self.state_weight**2) * shape.inner / 2) ** 0.5
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
@@ -53,13 +67,14 @@ class Speculator(DraftNetwork):
     def begin(self, states: Tensor) -> Tensor:
         """s_0 (N, D) from states of the model (N, D)."""
         states = self.at_home(states)
-        return F.layer_norm(states, states.shape[-1:]) / 2**0.5 if self.shape.scale_input else states
+        return F.rms_norm(states, states.shape[-1:], eps=EPSILON) / 2**0.5 if self.shape.scale_input else states
 
     def forward(self, stage: int, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The state (N, inner) and logits (N, V) of a stage, from the one before and the tokens (N,) chosen there."""
         own = 0 if self.shape.tied else stage
         project = self.enter if stage == 0 else self.go_on[0 if self.shape.tied else stage - 1]
-        states = F.gelu(self.norm[own](project(states) + self.weight * self.embedding[own](tokens)))
+        mixed = self.state_weight * project(states) + self.token_weight * self.embedding[own](tokens)
+        states = F.gelu(self.norm[own](mixed))
         return states, self.head[own](states)
 
     def rehearse(self, lm: LM) -> None:

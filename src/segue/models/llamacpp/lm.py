@@ -52,7 +52,7 @@ class LlamaCppLM(LM):
         self.weight_bytes = llama_cpp.llama_model_size(model)
         self.device = torch.device("cpu")
         self._numbers = Numbers(llama_cpp.llama_get_memory(context), llama_cpp.llama_n_seq_max(context))
-        self.most_leaves, self.most_running = LEAVES, max(self._numbers.count - LEAVES, 1)
+        self.most_leaves, self.most_sequences = LEAVES, max(self._numbers.count - LEAVES, 1)
         self._batch = Batch()
         self._on: int = llama_cpp.llama_n_threads(context)  # threads that it computes on now
         self._most = self._on

@@ -28,7 +28,7 @@ class Trained(Speculative):
 
     free: ClassVar[bool] = False
 
-    heads: str | DraftNetwork | None = None  # folder of the trained drafter; none: the embedded one of this model
+    heads: str | DraftNetwork | None = None  # folder of a drafter or of published heads; none: the embedded one
 
     def lacks(self, lm: LM) -> str:
         none = self.heads is None and embedded(lm, self.network.kind) is None
