@@ -15,6 +15,7 @@ from segue.models.job import Job
 from segue.models.lm import LM
 from segue.models.method import Method
 from segue.models.prefixes import Prefixes
+from segue.models.prompted import scored
 from segue.models.run import Decoder, Run, Spawn
 
 Prompt = str | Sequence[int]
@@ -28,6 +29,7 @@ class Request:
     prompt: Prompt
     method: Method
     settings: Settings
+    score_prompt: bool = False  # also log-probabilities of the prompt's tokens: `Run.prompt_logprobs`
 
 
 class Model:
@@ -154,7 +156,10 @@ class Model:
             runs[-1].width = getattr(request.method, "width", 1)
             runs[-1].prefixes = self.prefixes
         if n == 1:
-            return [engine.add(runs[0], request.method.run(runs[0]))]
+            decoder = request.method.run(runs[0])
+            return [engine.add(runs[0], scored(runs[0], decoder) if request.score_prompt else decoder)]
+        if request.score_prompt:
+            raise ValueError(f"a prompt is scored for one answer, not for {n}")
         reader = Run(self.lm, ids, request.settings, method=method_name(request.method))
         reader.prefixes = self.prefixes
         parent = engine.add(reader, _share_prompt(reader, runs, request.method))

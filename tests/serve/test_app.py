@@ -88,6 +88,24 @@ def test_log_probabilities(client: TestClient, lm: Model) -> None:
     assert all(len(one["top_logprobs"]) == 3 and one["bytes"] == list(one["token"].encode()) for one in content)
 
 
+@pytest.mark.parametrize("method", ["plain", "lookahead", "beam"])
+def test_an_echo_with_log_probabilities_scores_the_prompt(client: TestClient, lm: Model, method: str) -> None:
+    text = "The old house on the hill had a red door. " * 20
+    ids = lm.encode(text)
+    choice = complete(client, prompt=text, echo=True, logprobs=1, max_tokens=4, method=method).json()["choices"][0]
+    offline = lm.generate(text, method, max_tokens=4, logprobs=1)
+    assert choice["text"] == text + offline.text
+    given = choice["logprobs"]["token_logprobs"]
+    assert given[0] is None
+    # Each prompt token is what one token generated behind those before it would be, were it forced.
+    for place in (1, 2, len(ids) // 2, len(ids) - 1):
+        forced = lm.generate(ids[:place], "plain", max_tokens=1, logprobs=0, logit_bias={ids[place]: 1000})
+        assert forced.tokens == [ids[place]]
+        assert given[place] == pytest.approx(forced.logprobs[0].logprob, abs=1e-3)
+    assert given[len(ids) :] == pytest.approx([d.logprob for d in offline.logprobs], abs=1e-3)
+    assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+
+
 def test_a_stream_says_the_same_piece_by_piece(client: TestClient) -> None:
     whole = complete(client, method="prompt_lookup", logprobs=1).json()
     options = {"stream": True, "stream_options": {"include_usage": True}}
@@ -216,7 +234,7 @@ BAD: list[dict[str, Any]] = [
     {"profile": "nonesuch"},
     {"deadline": -1},
     {"unheard_of": 1},
-    {"echo": True, "logprobs": 1},
+    {"echo": True, "logprobs": 1, "n": 2},
 ]
 
 

@@ -126,6 +126,7 @@ class Run:
         self.reused = 0  # tokens of the prompt that one of them had read
         self.finish_reason: FinishReason | None = None
         self.logprobs: list[TokenLogprob] | None = None if settings.logprobs is None else []
+        self.prompt_logprobs: list[TokenLogprob] | None = None  # where they were asked for; NaN for the first token
         self.stats = Stats(method=method, prompt_tokens=len(prompt))
         self.sharing = 1  # runs in the last forward, this one included
         self.width = 1  # sequences that it may hold at a time

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 from segue.data import Completion, TokenLogprob
@@ -44,7 +45,9 @@ class Answer:
             for one in group:
                 number = len(choices)
                 text = self._text(number, one.completion.text)
-                logprobs = self._logprobs(number, one.rest.logprobs) if self.asked.show_logprobs else None
+                logprobs = (
+                    self._logprobs(number, [*one.prompt, *one.rest.logprobs]) if self.asked.show_logprobs else None
+                )
                 said: dict[str, Any] = {"text": text}
                 if self.chat:
                     said = {"message": {"role": "assistant", "content": text, "refusal": None}}
@@ -119,10 +122,16 @@ class Answer:
         self.offsets[number] = at
         return {
             "tokens": tokens,
-            "token_logprobs": [max(d.logprob, LEAST) for d in details],
-            "top_logprobs": [{self.lm.decode([t]): max(p, LEAST) for t, p in reversed(d.top)} for d in details],
+            "token_logprobs": [None if isnan(d.logprob) else max(d.logprob, LEAST) for d in details],
+            "top_logprobs": [self._top(d) for d in details],
             "text_offset": offsets,
         }
+
+    def _top(self, detail: TokenLogprob) -> dict[str, float] | None:
+        """By their texts; of several tokens with one text the likeliest counts."""
+        if isnan(detail.logprob):
+            return None
+        return {self.lm.decode([token]): max(logprob, LEAST) for token, logprob in reversed(detail.top)}
 
     def _one(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.lm.decode([token])

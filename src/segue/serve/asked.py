@@ -44,13 +44,14 @@ def completion(body: bodies.CompletionBody, model: Model, choosing: Choosing) ->
         raise Fault(400, f"best_of={best_of} is less than n={body.n}", param="best_of")
     if body.stream and best_of > body.n:
         raise Fault(400, "best_of above n cannot be streamed: the best is known at the end", param="best_of")
-    if body.echo and body.logprobs is not None:
-        raise Fault(400, "echo gives the prompt as text only: leave out echo or logprobs", param="echo")
+    scored = bool(body.echo) and body.logprobs is not None
+    if scored and (best_of > 1 or body.stream):
+        raise Fault(400, "echo with logprobs scores the prompt: leave out n, best_of and stream", param="echo")
     _grant("n", best_of * len(prompts), choosing.limits.max_choices, "answers")
     logprobs = body.logprobs if best_of == body.n else body.logprobs or 0
     values = _settings(body, model, choosing, body.max_tokens or COMPLETION_TOKENS, logprobs)
     ids = [_read(model, prompt, choosing) for prompt in prompts]
-    requests = _requests(body, ids, values, model, choosing, None)
+    requests = _requests(body, ids, values, model, choosing, None, scored)
     echo = [p if isinstance(p, str) else model.lm.decode(p) for p in prompts] if body.echo else []
     return Asked(requests, body.n, best_of, echo, body.logprobs is not None)
 
@@ -140,6 +141,7 @@ def _requests(
     model: Model,
     choosing: Choosing,
     form: Form | None,
+    scored: bool = False,
 ) -> list[Request]:
     method = _method(body, model, choosing, form)
     try:
@@ -148,7 +150,7 @@ def _requests(
             model.lm.check_prompt(ids)
     except ValueError as error:
         raise refused(error) from None
-    return [Request(ids, method, settings) for ids in prompts]
+    return [Request(ids, method, settings, scored) for ids in prompts]
 
 
 def _method(body: bodies.Generation, model: Model, choosing: Choosing, form: Form | None) -> Method:

@@ -41,6 +41,7 @@ class Ended:
     rest: Piece
     completion: Completion
     reused: int  # tokens of the prompt that an earlier request had read
+    prompt: list[TokenLogprob]  # of its tokens, where they were asked for
 
 
 Event = Piece | Ended | Fault
@@ -242,7 +243,8 @@ class Worker:
                     return
                 del ticket.open[number]
                 self.metrics.book(completion.stats)
-                ticket.deliver(Ended(number, choice.piece(number, run, run.text.take_rest()), completion, run.reused))
+                rest = choice.piece(number, run, run.text.take_rest())
+                ticket.deliver(Ended(number, rest, completion, run.reused, run.prompt_logprobs or []))
             elif ticket.stream and (text := run.text.take()):
                 ticket.deliver(choice.piece(number, run, text))
 
