@@ -93,11 +93,12 @@ def serve(
     if not keys and host not in LOCAL:
         print(f"note: no API key is set: everybody who reaches {host} may ask", flush=True)
     options: dict[str, Any] = {"dtype": dtype, "device": device, "backend": backend, "quantize": quantize}
+    # What is read in other pieces differs in the last bits, which `invariant` rules out: no prompt is kept then.
     lm = load(model, **flags.placed(first, **options, invariant=invariant))
     flags.check_profile(first, lm)
     choosing = Choosing(method or DEFAULT_METHOD, given, known, limits)
     app = create_app(
-        Model(lm, prefixes=Prefixes(prefix_bytes) if prefix_bytes else None),
+        Model(lm, prefixes=Prefixes(prefix_bytes) if prefix_bytes and not invariant else None),
         name=name or Path(lm.name).name,
         choosing=choosing,
         keys=keys,
