@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,11 +71,14 @@ def test_the_operators_choice(
         assert f'segue_tokens_total{{method="{method}"}}' in used
 
 
-def test_a_chat_template_is_the_tokenizers(call: Call, tiny: Path, served: list[tuple[FastAPI, str, int]]) -> None:
-    settings = tiny / "tokenizer_config.json"
+def test_a_chat_template_is_the_tokenizers(
+    call: Call, tiny: Path, tmp_path: Path, served: list[tuple[FastAPI, str, int]]
+) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    settings = model / "tokenizer_config.json"
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": template}))
-    call("serve", "-m", tiny, "--served-name", "small")
+    call("serve", "-m", model, "--served-name", "small")
     ((app, _, _),) = served
     messages = [{"role": "user", "content": "Hello"}]
     with TestClient(app) as client:
