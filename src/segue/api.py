@@ -14,6 +14,8 @@ from segue.models.engine import Engine
 from segue.models.job import Job
 from segue.models.lm import LM
 from segue.models.method import Method
+from segue.models.prefixes import Prefixes
+from segue.models.prompted import scored
 from segue.models.run import Decoder, Run, Spawn
 
 Prompt = str | Sequence[int]
@@ -27,13 +29,16 @@ class Request:
     prompt: Prompt
     method: Method
     settings: Settings
+    score_prompt: bool = False  # also log-probabilities of the prompt's tokens: `Run.prompt_logprobs`
 
 
 class Model:
     """A loaded model. Calls from several threads are served one after the other."""
 
-    def __init__(self, lm: LM, *, engine: Callable[[], Engine] = Engine) -> None:
+    def __init__(self, lm: LM, *, engine: Callable[[], Engine] = Engine, prefixes: Prefixes | None = None) -> None:
+        """`engine` makes the engine of a call; `prefixes` keeps prompts from one call to the next."""
         self.lm = lm
+        self.prefixes = prefixes
         self._engine = engine
         self._lock = threading.Lock()
 
@@ -61,11 +66,11 @@ class Model:
             jobs: list[list[Job]] = []
             for i, p in enumerate(prompts):
                 try:
-                    jobs.append(self._add(engine, Request(p, chosen, options), n or 1))
+                    jobs.append(self.enqueue(engine, Request(p, chosen, options), n or 1))
                 except ValueError as error:
                     raise type(error)(f"prompt {i}: {error}" if many else str(error)) from None
             engine.drain()
-        answers = [[_answer(job) for job in group] for group in jobs]
+        answers = [[answer(job) for job in group] for group in jobs]
         flat = answers if n is not None else [group[0] for group in answers]
         return flat if many else flat[0]
 
@@ -77,19 +82,19 @@ class Model:
         request = Request(prompt, resolve(method), make_settings(**settings))
         with self._lock:
             engine = self._engine()
-            (job,) = self._add(engine, request, 1)
+            (job,) = self.enqueue(engine, request, 1)
             try:
                 for _ in engine.steps():
                     piece = job.run.text.take()
                     if piece:
                         yield piece
-                answer = _answer(job)
+                completion = answer(job)
             finally:
                 engine.cancel(job)
             rest = job.run.text.take_rest()
             if rest:
                 yield rest
-            return answer
+            return completion
 
     def batch(self, requests: Iterable[Request], *, ahead: int = 64) -> Iterator[tuple[int, Completion | Exception]]:
         """Answer a stream of requests through one engine, as they finish: (position, Completion or what was wrong).
@@ -111,18 +116,18 @@ class Model:
                         exhausted = True
                         break
                     try:
-                        (open_jobs[number],) = self._add(engine, request, 1)
+                        (open_jobs[number],) = self.enqueue(engine, request, 1)
                     except Exception as error:
                         yield number, error
                 engine.step()
                 for number in [i for i, job in open_jobs.items() if job.finished]:
                     job = open_jobs.pop(number)
                     try:
-                        answer = _answer(job)
+                        completion = answer(job)
                     except Exception as error:
                         yield number, error
                     else:
-                        yield number, answer
+                        yield number, completion
 
     def reset(self) -> None:
         """Forget what drafters learned from earlier requests."""
@@ -139,7 +144,9 @@ class Model:
             raise ValueError(f"a prompt is text or a list of token ids; {str(prompt)[:60]} is neither")
         return ids
 
-    def _add(self, engine: Engine, request: Request, n: int) -> list[Job]:
+    def enqueue(self, engine: Engine, request: Request, n: int) -> list[Job]:
+        """Queue the n samples of a request, which read its prompt once: a job for each. Whoever steps the engine looks
+        at them, takes their `answer`s, and may `withdraw` them."""
         ids = self.encode(request.prompt)
         runs = []
         for i in range(n):
@@ -147,9 +154,14 @@ class Model:
             own = request.settings if seed is None else replace(request.settings, seed=seed + i)
             runs.append(Run(self.lm, ids, own, method=method_name(request.method)))
             runs[-1].width = getattr(request.method, "width", 1)
+            runs[-1].prefixes = self.prefixes
         if n == 1:
-            return [engine.add(runs[0], request.method.run(runs[0]))]
+            decoder = request.method.run(runs[0])
+            return [engine.add(runs[0], scored(runs[0], decoder) if request.score_prompt else decoder)]
+        if request.score_prompt:
+            raise ValueError(f"a prompt is scored for one answer, not for {n}")
         reader = Run(self.lm, ids, request.settings, method=method_name(request.method))
+        reader.prefixes = self.prefixes
         parent = engine.add(reader, _share_prompt(reader, runs, request.method))
         return [_Sample(parent, i, run) for i, run in enumerate(runs)]
 
@@ -162,7 +174,14 @@ class _Sample(Job):
         self._parent, self._index = parent, index
 
     def resolved(self) -> Job:
-        return self._parent.children[self._index] if self._parent.error is None else self._parent
+        """Its own job, or that of the prompt where there is none (yet)."""
+        children = self._parent.children
+        return children[self._index] if self._index < len(children) else self._parent
+
+    @property
+    def finished(self) -> bool:
+        job = self.resolved()
+        return job.error is not None or (job is not self._parent and job.finished)
 
 
 def _share_prompt(reader: Run, runs: list[Run], method: Method) -> Decoder[None]:
@@ -171,15 +190,22 @@ def _share_prompt(reader: Run, runs: list[Run], method: Method) -> Decoder[None]
     for run in runs:
         run.first = scores
         run.sequence = reader.sequence.fork()
+        run.reused = reader.reused
         run.stats.target_forwards = run.stats.prefill_forwards = reader.stats.prefill_forwards
         yield Spawn(run, method.run(run))
 
 
-def _answer(job: Job) -> Completion:
-    job = job.resolved() if isinstance(job, _Sample) else job
+def answer(job: Job) -> Completion:
+    """What a finished job of `enqueue` has come to; raises what went wrong with it."""
+    job = job.resolved()
     if job.error is not None:
         raise job.error
     return job.run.completion()
+
+
+def withdraw(engine: Engine, job: Job) -> None:
+    """End a job of `enqueue` now and free its memory."""
+    engine.cancel(job.resolved())
 
 
 def resolve(method: str | Method) -> Method:

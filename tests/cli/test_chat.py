@@ -11,8 +11,8 @@ import pytest
 
 from segue.api import Model
 from segue.cli import chat, report
-from segue.cli.conversation import STOP, Form
 from segue.data import Completion, Settings
+from segue.models.conversation import STOP, Form
 
 from .conftest import Call
 

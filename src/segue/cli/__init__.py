@@ -21,6 +21,7 @@ from segue.cli import (
     index,
     methods,
     run,
+    serve,
     train,
     tune,
     view,
@@ -46,6 +47,7 @@ app.command()(doctor.doctor)
 app.command()(tune.tune)
 app.command()(convert.convert)
 app.command()(train.train)
+app.command()(serve.serve)
 app.add_typer(view.app, name="view")
 app.add_typer(index.app, name="index")
 app.add_typer(daemon.app, name="daemon")

@@ -15,9 +15,9 @@ from segue.cli.settings import with_settings
 
 if TYPE_CHECKING:
     from segue.api import Model
-    from segue.cli.conversation import Form, Message
     from segue.cli.interrupt import Signals
     from segue.data import Completion, Stats
+    from segue.models.conversation import Form, Message
 
 HELP = "/reset forgets the conversation, /stats shows what it cost, /method NAME [FIELD=VALUE ...] changes the \
 method, /exit leaves"
@@ -46,8 +46,8 @@ def chat(
     """
     chosen = flags.method(*flags.from_profile(profile, method, flags.assignments(fields, allow, deny)))
     from segue.api import Model, make_settings
-    from segue.cli.conversation import Form
     from segue.cli.interrupt import Signals, StoppableEngine
+    from segue.models.conversation import Form
     from segue.models.load import load
 
     make_settings(**settings)
@@ -157,7 +157,7 @@ class Talk:
         prompt = self._fit(checked.max_tokens)
 
         def say(piece: str) -> None:
-            shown = piece if said else self._first(piece)
+            shown = piece if said else self.form.first(piece)
             if shown:
                 said.append(shown)
             if not self.json:
@@ -169,9 +169,6 @@ class Talk:
                 return report.stream(self.model.stream(prompt, self.method, **settings), say)
         except Stopped:
             return None
-
-    def _first(self, piece: str) -> str:
-        return piece if self.form.template else piece.lstrip()
 
     def _fit(self, max_tokens: int) -> list[int]:
         """The prompt, with the oldest turns left out where it would leave no room for an answer."""

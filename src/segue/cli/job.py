@@ -13,11 +13,12 @@ from typing import Any, BinaryIO, Self
 
 from segue import catalog
 from segue.api import DEFAULT_METHOD, Model, Request, make_settings
-from segue.cli import conversation, tasks
+from segue.cli import tasks
 from segue.cli.answers import Answers
-from segue.cli.conversation import Form
 from segue.cli.tasks import Task
 from segue.data import Completion
+from segue.models import conversation
+from segue.models.conversation import Form
 from segue.models.engine import Engine
 from segue.models.lm import LM
 

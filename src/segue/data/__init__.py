@@ -18,6 +18,7 @@ __all__ = [
     "Distribution",
     "DraftTree",
     "FinishReason",
+    "NumericError",
     "PackedLogits",
     "Scores",
     "Settings",
@@ -29,6 +30,10 @@ __all__ = [
 
 class CapabilityError(ValueError):
     """The model, or this build, cannot do what was asked; the message names the way out."""
+
+
+class NumericError(ArithmeticError, ValueError):
+    """A model gave numbers that are none: its weights, its dtype or the device fail, not the request."""
 
 
 class ConstraintError(ValueError):

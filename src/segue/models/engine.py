@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from segue.data import DraftTree, Scores, Want
+from segue.data import DraftTree, NumericError, Scores, Want
 from segue.models.job import Job, Piece, book, owners, rows_of
 from segue.models.lm import Ask
 from segue.models.run import Decoder, Forward, Gather, Prefill, Run, Spawn
@@ -58,6 +58,20 @@ class Engine:
             )
         self._waiting.append(job)
         return job
+
+    @property
+    def waiting(self) -> int:
+        """Runs that wait for memory or for a place."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of cache rows that the admitted runs may need."""
+        return self._reserved
 
     @property
     def idle(self) -> bool:
@@ -225,7 +239,8 @@ class Engine:
             if job.error is not None:
                 continue
             if mine.nodes and not mine.finite():
-                self._fail(job, ValueError(f"{job.run.lm.name} gave NaN or infinite logits: its weights or dtype fail"))
+                trouble = f"{job.run.lm.name} gave NaN or infinite logits: its weights or dtype fail"
+                self._fail(job, NumericError(trouble))
                 continue
             if isinstance(request, Prefill):
                 request.sequence.commit(list(range(size)))

@@ -56,6 +56,10 @@ class Job:
     started: bool = False
     children: list[Job] = field(default_factory=list)
 
+    def resolved(self) -> Job:
+        """The job that does the work."""
+        return self
+
     @property
     def finished(self) -> bool:
         return self.error is not None or (self.started and self.request is None)

@@ -14,6 +14,7 @@ import torch
 from segue.data import Candidate, Completion, DraftTree, FinishReason, Scores, Settings, Stats, TokenLogprob, Want
 from segue.models.constraint import constraint
 from segue.models.lm import LM
+from segue.models.prefixes import Prefixes
 from segue.models.sequence import Sequence
 from segue.models.text import TextStream
 from segue.models.warp import Target
@@ -121,8 +122,11 @@ class Run:
         self.target = self._target(settings)
         self.sequence = lm.reading(self.source)
         self.first: Scores | None = None  # set where another run has read the prompt for this one
+        self.prefixes: Prefixes | None = None  # prompts that other runs have read
+        self.reused = 0  # tokens of the prompt that one of them had read
         self.finish_reason: FinishReason | None = None
         self.logprobs: list[TokenLogprob] | None = None if settings.logprobs is None else []
+        self.prompt_logprobs: list[TokenLogprob] | None = None  # where they were asked for; NaN for the first token
         self.stats = Stats(method=method, prompt_tokens=len(prompt))
         self.sharing = 1  # runs in the last forward, this one included
         self.width = 1  # sequences that it may hold at a time
@@ -190,7 +194,15 @@ class Run:
         """Read the prompt. The last row of the result is what the first token is picked from."""
         if self.first is None:
             want = replace(want or Want(), logits="last", topk=0)
-            self.first = yield Prefill(self.sequence, self.ids[: self.prompt_length], want)
+            alone = want == Want(logits="last")  # nothing else is wanted of tokens that were read before
+            prefixes = self.prefixes if alone and not self.source else None
+            known = prefixes.match(self.lm, self.ids[: self.prompt_length]) if prefixes is not None else None
+            if known is not None:
+                self.sequence.adopt(known)
+                self.reused = len(known)
+            self.first = yield Prefill(self.sequence, self.ids[self.reused : self.prompt_length], want)
+            if prefixes is not None:
+                prefixes.keep(self.sequence)
         return self.first
 
     def pick(self, scores: Scores, node: int) -> int:

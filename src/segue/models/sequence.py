@@ -126,6 +126,11 @@ class Sequence:
         other.tokens, other.drafts, other.taken = list(tokens), True, len(tokens)
         return other
 
+    def adopt(self, other: Sequence) -> None:
+        """Take over what `other` has read, which is given up."""
+        self.release()
+        self.past, self.tokens, self.pending = other.past, other.tokens, other.pending
+
     def release(self) -> None:
         """Free the past. The sequence can be used again from the start."""
         self.past.release()

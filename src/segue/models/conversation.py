@@ -58,6 +58,10 @@ class Form:
             raise ValueError(f"the chat template of {self.lm.name} refuses these messages: {error}") from None
         return self.lm.encode(text, special=False)
 
+    def first(self, text: str) -> str:
+        """The first piece of an answer, without what stands before it in the plain form."""
+        return text if self.template else text.lstrip()
+
     def answer(self, text: str) -> str:
         """The answer as a message; the plain form puts a space before it that is not part of it."""
         return text if self.template else text.strip()
