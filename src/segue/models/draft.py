@@ -134,11 +134,27 @@ class FirstLayers:
         """One more token: its state behind the last of these layers and, where wanted, the logits that the model's norm
         and head make of that."""
         want = Want(logits="all" if logits else "none", layers=tuple(range(self.count)), hidden=(self.count,))
-        scores = yield Forward(self._sequence, DraftTree.root(token), want)
+        drafts, self._sequence.drafts = self._sequence.drafts, True  # no whole forward
+        try:
+            scores = yield Forward(self._sequence, DraftTree.root(token), want)
+        finally:
+            self._sequence.drafts = drafts
         self._sequence.commit([0])
         self.tokens.append(token)
         self._states.append(scores.hidden[self.count])
         return scores
+
+    def chain(
+        self, run: Run, steps: int, read: Read, source: str, go_on: Callable[[Tensor], bool] = lambda row: True
+    ) -> Generator[Request, Scores, DraftTree]:
+        """A drafted chain as `chain` makes it, of which the last token is read as well: all of it waits for the other
+        layers. `read` reads by this object's `read`."""
+        try:
+            tree = yield from chain(run, steps, read, source, go_on=go_on)
+            yield from self.read(tree.tokens[-1])
+        finally:
+            self.close()
+        return tree
 
     def close(self) -> None:
         """Back to where it began; what was read waits for the other layers."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from segue.card import Card, Claim, Limit, Paper
 from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.base import Budget, Outcome, Speculative
-from segue.models.draft import FirstLayers, chain
+from segue.models.draft import FirstLayers
 from segue.models.lm import LM
 from segue.models.run import Decoder, Forward, Request, Run
 from segue.ops.confidence import threshold
@@ -112,11 +112,7 @@ class Free(Speculative):
         waiting = FirstLayers(run.sequence, state.exit)
         guesses: list[tuple[int, float]] = []
         while going:
-            run.sequence.drafts = True  # no whole forward
-            try:
-                scores = yield from waiting.read(run.ids[-1], logits=True)
-            finally:
-                run.sequence.drafts = False
+            scores = yield from waiting.read(run.ids[-1], logits=True)
             guesses.append(margin(scores.row(0)))
             if guesses[-1][1] > state.bar and len(guesses) < LONGEST:
                 going = run.emit([run.pick(scores, 0)], scores, [0])
@@ -148,13 +144,7 @@ class Free(Speculative):
             state.guessed.append(margin(row)[1])
             return state.guessed[-1] > state.bar
 
-        drafts, run.sequence.drafts = run.sequence.drafts, True
-        try:
-            tree = yield from chain(run, steps, read, self.name, go_on=sure)
-            yield from first.read(tree.tokens[-1])
-        finally:
-            run.sequence.drafts = drafts
-            first.close()
+        tree = yield from first.chain(run, steps, read, self.name, sure)
         state.draft = first
         return tree
 

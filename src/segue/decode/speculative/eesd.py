@@ -22,7 +22,7 @@ from segue.data import DraftTree, Scores, Want
 from segue.decode.speculative.base import Budget, Outcome
 from segue.decode.speculative.budget import Costs, Planner, controller
 from segue.decode.speculative.heads.base import Attentive
-from segue.models.draft import FirstLayers, chain
+from segue.models.draft import FirstLayers
 from segue.models.heads import trained
 from segue.models.heads.context import Context
 from segue.models.heads.exit import ExitLayer
@@ -100,13 +100,7 @@ class EESD(Attentive):
                 features, rows = network.step(scores.hidden[first.count], len(ids) - 1, context, rows)
                 return run.lm.head(features)[0]
 
-        drafts, run.sequence.drafts = run.sequence.drafts, True
-        try:
-            tree = yield from chain(run, steps, read, self.name)
-            yield from first.read(tree.tokens[-1])
-        finally:
-            run.sequence.drafts = drafts
-            first.close()
+        tree = yield from first.chain(run, steps, read, self.name)
         state.drafted = first
         return tree
 
