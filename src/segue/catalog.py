@@ -18,7 +18,7 @@ from segue.card import Card
 
 ROOT = Path(__file__).parent
 ROOMS = ("segment", "encode", "decode", "choose", "pipelines")
-STORES = {"a datastore", "a dense datastore"}
+STORES = {"a datastore", "a dense datastore", "documents"}
 TRUE, FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 TRAINED, TUNED = "trained heads", "a model tuned by "
 HEADS = ROOT / "models" / "heads" / "embedded"

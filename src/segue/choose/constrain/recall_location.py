@@ -60,6 +60,7 @@ class RecallLocation:
             setting="KILT tasks with LLaMA-2: recalls passages without a retriever, which help the answers",
         ),
         exact=(SameTarget(target="recall_location"),),
+        needs=("logits", "documents"),
         departs="a suffix automaton of the recalled documents stands where the paper has an FM-index of them; both "
         "stages share the prompt, which stands before their words. Titles are accepted with a space before them and "
         "without, each in the tokenizer's own spelling, and passages in the document's",
