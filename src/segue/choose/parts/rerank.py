@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.data import Candidate, FinishReason, Scores, Settings, TokenLogprob
+from segue.data import Candidate, ConstraintError, FinishReason, Scores, Settings, TokenLogprob
 from segue.models.method import Method
 from segue.models.run import Decoder, Run, side_by_side
 from segue.models.warp import Target
@@ -99,7 +99,8 @@ def draw(
 ) -> Decoder[list[Drawn]]:
     """Distinct answers in the order in which they were drawn first. A greedy request is sampled at `temperature`;
     `proposal` are other settings to draw with, `target` what its draws are compared with. With duplicates="merge" all
-    counts are 1, with "tokens" equal texts of other tokens stay apart."""
+    counts are 1, with "tokens" equal texts of other tokens stay apart. Answers that meet a dead end of the request's
+    constraint are left out; ConstraintError where all do."""
     if not isinstance(inner, Method):
         raise ValueError(f"inner={inner!r} is no method: make this one with segue.method(NAME, inner=...), or give one")
     settings, runs = proposal or run.settings, samples
@@ -111,13 +112,25 @@ def draw(
     subs = [Sample(run, settings, first, target) for _ in range(runs)]
     for sub in subs:
         sub.width, sub.sharing = int(getattr(inner, "width", 1)), runs
-    yield from side_by_side([inner.run(sub) for sub in subs])
+    failures = yield from side_by_side([_to_its_end(inner.run(sub)) for sub in subs])
     found: list[Drawn] = []
-    for sub in subs:
+    for sub, failure in zip(subs, failures, strict=True):
         sub.sequence.release()
         _book(run, sub)
-        found += _answers(sub)
+        found += _answers(sub) if failure is None else []
+    dead = next((failure for failure in failures if failure is not None), None)
+    if not found and dead is not None:
+        raise dead
     return distinct(found, merge=duplicates == "merge", spelled=duplicates == "tokens")
+
+
+def _to_its_end(decoder: Decoder[None]) -> Decoder[ConstraintError | None]:
+    """What was raised where an answer met a dead end: it is none of the candidates."""
+    try:
+        yield from decoder
+    except ConstraintError as error:
+        return error
+    return None
 
 
 def distinct(drawn: Iterable[Drawn], *, merge: bool = False, spelled: bool = False) -> list[Drawn]:
