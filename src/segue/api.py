@@ -13,7 +13,7 @@ from segue.data import Completion, Settings
 from segue.models.engine import Engine
 from segue.models.job import Job
 from segue.models.lm import LM
-from segue.models.method import Method
+from segue.models.method import Method, sequences_of
 from segue.models.prefixes import Prefixes
 from segue.models.prompted import scored
 from segue.models.run import Decoder, Run, Spawn
@@ -153,7 +153,7 @@ class Model:
             seed = request.settings.seed
             own = request.settings if seed is None else replace(request.settings, seed=seed + i)
             runs.append(Run(self.lm, ids, own, method=method_name(request.method)))
-            runs[-1].width = getattr(request.method, "width", 1)
+            runs[-1].width = sequences_of(request.method)
             runs[-1].prefixes = self.prefixes
         if n == 1:
             decoder = request.method.run(runs[0])

@@ -33,10 +33,19 @@ SETTINGS = Settings(max_tokens=48)
 COUNTING = "One, two, three, four. One, two, three, four. One, two, three, four. One, two,"
 LONGEST = 400  # prompt tokens, to save time
 ERROR = 1e-4  # scores closer than this are a tie in float32
+HAD = catalog.STORES | {"a trigram table"}  # what this test makes for the model; drafters are those that it comes with
 METHODS = [
-    name for name, entry in catalog.entries().items() if any(isinstance(e, SameTokens) for e in entry.card.exact)
+    name
+    for name, entry in catalog.entries().items()
+    if any(isinstance(e, SameTokens) for e in entry.card.exact)
+    and (entry.able(has_draft=True) or HAD & set(entry.card.needs))
 ]
-DRAFTERS = [name for name in METHODS if catalog.find(name).family == "decode/speculative"]
+# What is trained for minutes does not know how to count: its own tests show what it saves.
+DRAFTERS = [
+    name
+    for name in METHODS
+    if catalog.find(name).family == "decode/speculative" and catalog.TRAINED not in catalog.find(name).card.needs
+]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from segue.choose.search.lattice import Lattice
 from segue.data import Completion, Settings
 from segue.models.engine import Engine
 from segue.models.lm import LM
+from segue.models.method import sequences_of
 from segue.models.run import Run
 
 SWEEPS = 6  # over the columns, while their nodes are brought near those that they are joined to
@@ -25,7 +26,7 @@ def grown(
 ) -> Completion:
     """The answer to one prompt, with the lattice in its trace. `progress` is told of the tokens read so far."""
     run = Run(lm, prompt, settings, method="lattice")
-    run.width = method.width
+    run.width = sequences_of(method)
     engine = Engine()
     job = engine.add(run, method.run(run))
     for _ in engine.steps():

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from segue.data import Completion, Settings
 from segue.models.engine import Engine
 from segue.models.lm import LM
-from segue.models.method import Method
+from segue.models.method import Method, sequences_of
 from segue.models.run import Run
 from segue.ops.chance import Chance
 
@@ -31,7 +31,7 @@ def decode(
     jobs = []
     for prompt in prompts:
         run = Run(lm, list(prompt), settings, source=source)
-        run.width = getattr(method, "width", 1)
+        run.width = sequences_of(method)
         jobs.append(engine.add(run, method.run(run)))
     engine.drain()
     for job in jobs:

@@ -27,7 +27,7 @@ from transformers.generation.utils import (
 from segue.data import Candidate, Settings
 from segue.models.engine import Engine
 from segue.models.lm import LM
-from segue.models.method import Method
+from segue.models.method import Method, sequences_of
 from segue.models.run import Run
 from segue.models.transformers.load import wrap
 from segue.models.warp import Target
@@ -109,7 +109,7 @@ class Generate:
         runs = []
         for _ in range(count):
             run = Run(asked.lm, asked.texts[row], asked.settings(), method=self.name)
-            run.width = getattr(method, "width", 1)
+            run.width = sequences_of(method)
             own = _own(processors, asked, row, self.name)
             run.target = Target(settings, asked.lm, run.prompt_length, [own] if own is not None else [])
             others = [c for c in criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)]

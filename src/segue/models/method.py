@@ -17,3 +17,8 @@ class Method(Protocol):
     def run(self, run: Run) -> Decoder[None]:
         """Decode one request to its end: yield forwards, receive scores, emit tokens on `run`."""
         ...
+
+
+def sequences_of(method: object) -> int:
+    """Sequences that a run of a method may hold at a time: one, unless it says otherwise."""
+    return int(getattr(method, "sequences", 1))

@@ -72,7 +72,7 @@ class Awrs:
             raise ValueError(f"temperature={self.temperature} is not allowed: from 0.0001 to 100")
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         """Sequences that a run may hold at a time."""
         return self.particles
 

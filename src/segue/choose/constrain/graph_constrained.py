@@ -72,7 +72,7 @@ class GraphConstrained:
             raise ValueError(f"tag={self.tag!r} chooses among the lines of a file: give file=FILE")
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         return self.held + 1
 
     def run(self, run: Run) -> Decoder[None]:

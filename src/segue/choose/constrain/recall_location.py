@@ -91,7 +91,7 @@ class RecallLocation:
             raise ValueError(f"reader={self.reader!r} is not allowed: it must say where the {{passage}} goes")
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         return max(self.title_beams, self.beams, self.passages) + 1
 
     def run(self, run: Run) -> Decoder[None]:

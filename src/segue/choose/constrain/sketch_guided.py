@@ -90,7 +90,7 @@ class SketchGuided:
             raise ValueError("closed information extraction needs both lists: give entities=FILE and relations=FILE")
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         return self.beams
 
     def run(self, run: Run) -> Decoder[None]:

@@ -25,6 +25,6 @@ class Consensus:
             raise ValueError(f"references={self.references} is not allowed: at least 1, or 0 for all samples")
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         """Sequences that a run may hold at a time: its answers, then those of a judge."""
-        return max(rerank.width(self.inner, self.samples), 2 * AT_ONCE)
+        return max(rerank.sequences(self.inner, self.samples), 2 * AT_ONCE)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from segue.data import Candidate, ConstraintError, FinishReason, Scores, Settings, TokenLogprob
-from segue.models.method import Method
+from segue.models.method import Method, sequences_of
 from segue.models.run import Decoder, Run, side_by_side
 from segue.models.warp import Target
 
@@ -82,9 +82,9 @@ def check(samples: int, temperature: float, duplicates: str = DUPLICATES[0]) -> 
         raise ValueError(f"duplicates={duplicates!r} is not allowed: {' or '.join(DUPLICATES)}")
 
 
-def width(inner: Drafter, samples: int) -> int:
+def sequences(inner: Drafter, samples: int) -> int:
     """Sequences that a run may hold while answers are drawn."""
-    return 1 + samples if hasattr(inner, "beams") else 1 + samples * int(getattr(inner, "width", 1))
+    return 1 + samples if hasattr(inner, "beams") else 1 + samples * sequences_of(inner)
 
 
 def draw(
@@ -111,7 +111,7 @@ def draw(
     first = yield from run.prefill(getattr(inner, "needs", None))
     subs = [Sample(run, settings, first, target) for _ in range(runs)]
     for sub in subs:
-        sub.width, sub.sharing = int(getattr(inner, "width", 1)), runs
+        sub.width, sub.sharing = sequences_of(inner), runs
     failures = yield from side_by_side([_to_its_end(inner.run(sub)) for sub in subs])
     found: list[Drawn] = []
     for sub, failure in zip(subs, failures, strict=True):

@@ -64,9 +64,9 @@ class QualityAware:
             raise ValueError(f"keep={self.keep} is not allowed: 0, or at least 1 with a utility for the second stage")
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         """Sequences that a run may hold at a time: its answers, those read backwards, or a judge's."""
-        return max(rerank.width(self.inner, self.samples), 1 + self.samples, 2 * AT_ONCE)
+        return max(rerank.sequences(self.inner, self.samples), 1 + self.samples, 2 * AT_ONCE)
 
     @property
     def _features(self) -> tuple[Any, ...]:

@@ -75,7 +75,7 @@ class Cards:
             raise ValueError(f"temperature={self.temperature} is not allowed: from 0.0001 to 100")
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         """Sequences that a run may hold: of every answer what is accepted, the best refused segment and a new one."""
         return 1 + max(3 * self.samples, 0 if self._level() is None else self.pilots)
 

@@ -51,9 +51,9 @@ class Daemon:
             raise ValueError(f"tau={self.tau} is not allowed: from 0.1 to 10, somewhat below 1")
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         """Sequences that a run may hold at a time."""
-        return rerank.width(self.inner, self.samples)
+        return rerank.sequences(self.inner, self.samples)
 
     def run(self, run: Run) -> Decoder[None]:
         energy = self.energy if isinstance(self.energy, Energy) else energies.load(self.energy, run.lm)

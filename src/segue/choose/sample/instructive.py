@@ -63,7 +63,7 @@ class Instructive(Sampling):
             )
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         """Both prompts are followed by an answer."""
         return 2
 

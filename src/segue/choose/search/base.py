@@ -26,6 +26,6 @@ class Searching:
             raise ValueError(f"early={self.early!r} is not allowed: {', '.join(EARLY)}")
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         """Sequences that a run may hold at a time: what is kept free for it."""
         return self.beams

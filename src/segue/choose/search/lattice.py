@@ -68,7 +68,7 @@ class Lattice:
             )
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         """Sequences that a run may hold at a time."""
         return max(self.lanes + SPARE, self.results + 1)
 

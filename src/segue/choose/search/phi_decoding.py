@@ -82,7 +82,7 @@ class PhiDecoding:
             Unit(self.unit)
 
     @property
-    def width(self) -> int:
+    def sequences(self) -> int:
         """Sequences that a run may hold at a time: every candidate step, and its rest."""
         return 1 + self.beams * (1 + 2 * self.rollouts * (self.foresights > 0))
 
