@@ -98,7 +98,7 @@ def test_lessons_cover_the_training_part_and_never_what_is_held_out(
     lm: LM, texts: list[list[int]], tmp_path: Path
 ) -> None:
     part = States(gather(lm, texts, HOW, tmp_path), (-1,), 1, seed=3)
-    assert (len(part.train), len(part.held)) == (24, 1)
+    assert (len(part.train), len(part.held), part.held_texts) == (24, 1, 1)
     once = [part.next().ids[0].tolist() for _ in range(24)]
     assert sorted(text[:4] for text in once) == sorted(text[:4] for text in texts[:24])
     assert part.place == {"epoch": 1, "shard": 0, "text": 0}
@@ -109,3 +109,11 @@ def test_lessons_cover_the_training_part_and_never_what_is_held_out(
     other = States(tmp_path, (-1,), 1, seed=3)
     other.place = {"epoch": 0, "shard": 7, "text": 0}
     assert other.next().ids[0].tolist() == once[7]
+
+
+def test_what_is_held_out_is_counted_by_shards(lm: LM, texts: list[list[int]], tmp_path: Path) -> None:
+    """A last shard that is not full: the texts before it were trained on."""
+    many = (texts * 4)[:41]  # shards of two, and one of one
+    part = States(gather(lm, many, HOW, tmp_path), (-1,), 1, seed=3)
+    assert (len(part.train), len(part.held), part.held_texts) == (20, 1, 1)
+    assert [lesson.ids[0].tolist()[:4] for lesson in part.heldout()] == [text[:4] for text in many[-1:]]

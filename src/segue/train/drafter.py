@@ -57,7 +57,7 @@ class DrafterTask:
 
             folder = gather(lm, found, how, (states or out / "states") / name, told)
             self.parts[name] = States(folder, self.model.reads, per_lesson, recipe.seed)
-            held = found[-max(1, len(found) // 20) :]
+            held = found[-self.parts[name].held_texts :]
             self.prompts = [text if lm.start_ids else text[: recipe.prompt] for text in held[:PROMPTS]]
 
     @property

@@ -168,6 +168,11 @@ class States:
             place["epoch"], place["shard"] = place["epoch"] + 1, 0
         return self._lesson(shard, chosen)
 
+    @property
+    def held_texts(self) -> int:
+        """How many texts, the last ones, are never trained on."""
+        return sum(len(self._shard(path)["lengths"]) for path in self.held)
+
     def heldout(self) -> list[Lesson]:
         """All lessons of the part that is never trained on."""
         lessons = []
