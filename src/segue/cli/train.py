@@ -12,6 +12,7 @@ import typer
 from segue.cli import flags, report
 
 if TYPE_CHECKING:
+    from segue.decode.speculative.store.corpus import Document
     from segue.train import Recipe
 
 DRAFTER = "drafter"  # in place of a recipe's name
@@ -97,24 +98,19 @@ def _drafter(
 ) -> tuple[dict[str, Any], Path]:
     """Train a drafter; the summary and the work folder."""
     import segue
-    from segue.decode.speculative.store.corpus import read_corpus
     from segue.train import train_drafter
     from segue.train.recipes import DRAFTERS, drafter_recipe
 
     if kind is None:
         raise ValueError(f"name the kind of drafter: {', '.join(DRAFTERS)}")
     recipe = drafter_recipe(kind, values)
-    if not data:
-        raise ValueError("training a drafter needs --data: texts (.jsonl with text or prompt on every line, or plain)")
-    corpus = read_corpus(data, prompts=True)
+    documents = _documents(data, "training a drafter")
     folder = out or Path("training") / kind
     lm = segue.model(model, lean=False).lm  # exchanged parts have no gradients
+    texts = [document.ids(lm) for document in documents]
     command = _command(f"segue train drafter {kind}", model, data, values)
     with report.progress() as progress:
-        summary = train_drafter(
-            recipe, lm, [document.ids(lm) for document in corpus.documents], out=folder, command=command, say=say,
-            progress=progress, **options,
-        )  # fmt: skip
+        summary = train_drafter(recipe, lm, texts, out=folder, command=command, say=say, progress=progress, **options)
     return summary, folder
 
 
@@ -128,26 +124,26 @@ def _tuned(
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], Path]:
     """Tune a model for a method; the summary and the work folder."""
+    import segue
     from segue.train import tune_model
     from segue.train.recipes import tuned_recipe
 
     recipe = tuned_recipe(kind, values)
-    texts = _texts(data, model)
+    documents = _documents(data, "this training")
+    lm = segue.model(model).lm
+    texts = [document.ids(lm) for document in documents]
     folder = out or Path("training") / kind
     command = _command(f"segue train {kind}", model, data, values)
     return tune_model(recipe, model, texts, out=folder, command=command, say=say, **options), folder
 
 
-def _texts(data: list[Path], model: str | None) -> list[list[int]]:
-    """The token ids of all texts, as a model reads them."""
-    import segue
+def _documents(data: list[Path], what: str) -> list[Document]:
+    """The texts that `what` learns from; looked at before a model is loaded."""
     from segue.decode.speculative.store.corpus import read_corpus
 
     if not data:
-        raise ValueError("this training needs --data: texts (.jsonl with text or prompt on every line, or plain)")
-    documents = read_corpus(data, prompts=True).documents
-    lm = segue.model(model).lm
-    return [document.ids(lm) for document in documents]
+        raise ValueError(f"{what} needs --data: texts (.jsonl with text or prompt on every line, or plain)")
+    return read_corpus(data, prompts=True).documents
 
 
 def _command(begin: str, model: str | None, data: list[Path], values: dict[str, str]) -> str:
