@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from segue.ops.automaton.base import Moves, Sequences, State, Table
+from segue.ops.automaton.base import Sequences, State
+from segue.ops.automaton.nodes import Nodes
 from segue.ops.automaton.trie import Trie
 
 
-class Minimal(Table):
+class Minimal(Nodes):
     """States are the nodes of the graph, numbered so that every edge leads to a smaller number. ValueError for an empty
     list."""
 
     def __init__(self, vocab_size: int, end_ids: Collection[int], sequences: Sequences) -> None:
         super().__init__(vocab_size, end_ids)
         trie = Trie(vocab_size, end_ids, sequences)
-        self._children: list[dict[int, State | None]] = []
-        self._final: list[bool] = []
-        self._distance: list[int] = []
         self.longest: list[int] = []  # the most tokens that can follow a node
         known: dict[tuple[bool, tuple[tuple[int, int], ...]], int] = {}
         folded: dict[int, int] = {}  # node of the tree -> node of the graph
@@ -37,24 +35,8 @@ class Minimal(Table):
             folded[node] = known[key]
         self._begin = folded[0]
 
-    def __len__(self) -> int:
-        """Nodes."""
-        return len(self._children)
-
     def start(self) -> int:
         return self._begin
-
-    def moves(self, state: State) -> Moves:
-        assert isinstance(state, int)
-        return self._children[state], None
-
-    def accepts(self, state: State) -> bool:
-        assert isinstance(state, int)
-        return self._final[state]
-
-    def distance(self, state: State) -> int:
-        assert isinstance(state, int)
-        return self._distance[state]
 
     def met(self, state: State) -> int:
         """Tokens that need not be written any more, at least: banks of a beam search are those of equal remainders."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from segue.data import NEVER
-from segue.ops.automaton.base import Moves, Sequences, State, Table
+from segue.ops.automaton.base import Sequences, State
+from segue.ops.automaton.nodes import Nodes
 
 
-class Trie(Table):
-    """States are the nodes of the tree of all sequences. ValueError for an empty list."""
+class Trie(Nodes):
+    """States are the nodes of the tree of all sequences; a child has a larger number than its parent. ValueError for an
+    empty list."""
 
     def __init__(self, vocab_size: int, end_ids: Collection[int], sequences: Sequences) -> None:
         super().__init__(vocab_size, end_ids)
-        self._children: list[dict[int, State | None]] = [{}]
-        self._final = [False]
+        self._children, self._final = [{}], [False]
         self._depth = [0]
         listed = self._sequences(sequences, "the sequence")
         if not listed:
@@ -38,28 +39,12 @@ class Trie(Table):
         for node in range(len(parents) - 1, 0, -1):
             self._distance[parents[node]] = min(self._distance[parents[node]], self._distance[node] + 1)
 
-    def __len__(self) -> int:
-        """Nodes; a child has a larger number than its parent."""
-        return len(self._children)
-
     def children(self, node: int) -> dict[int, int]:
         """The nodes below one, by their tokens."""
         return {token: child for token, child in self._children[node].items() if isinstance(child, int)}
 
     def start(self) -> int:
         return 0
-
-    def moves(self, state: State) -> Moves:
-        assert isinstance(state, int)
-        return self._children[state], None
-
-    def accepts(self, state: State) -> bool:
-        assert isinstance(state, int)
-        return self._final[state]
-
-    def distance(self, state: State) -> int:
-        assert isinstance(state, int)
-        return self._distance[state]
 
     def met(self, state: State) -> int:
         assert isinstance(state, int)
