@@ -15,13 +15,13 @@ from typing import Any
 
 from segue import card as card_module
 from segue.card import Card
+from segue.models.source import DRAFTERS
 
 ROOT = Path(__file__).parent
 ROOMS = ("segment", "encode", "decode", "choose", "pipelines")
 STORES = {"a datastore", "a dense datastore", "documents"}
 TRUE, FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 TRAINED, TUNED = "trained heads", "a model tuned by "
-HEADS = ROOT / "models" / "heads" / "embedded"
 RESULTS = ROOT.parents[1] / "results"  # beside src/ in a checkout; absent in an installed wheel
 CARD_CLASSES = ("Card", "Paper", "Claim", "SameTokens", "SameDistribution", "SameTarget", "Limit", "Learned")
 
@@ -71,7 +71,7 @@ class Entry:
         needs = set(self.card.needs)
         if needs & STORES or any(need.startswith(TUNED) for need in needs):
             return False
-        if TRAINED in needs and not any(HEADS.glob(f"*/{self.name}")):
+        if TRAINED in needs and not any(DRAFTERS.glob(f"*/{self.name}")):
             return False
         return has_draft or not needs & {"a draft model", TRAINED}
 
@@ -193,7 +193,8 @@ def convert(method: str, field: Field, value: Any) -> Any:
     """A field's value from text, by the type the dataclass states; anything else is checked against it."""
     kind = field.type
     if kind == "Names":
-        names = value.split(",") if isinstance(value, str) else value
+        # In a list of methods, where commas part the methods, names are joined by +.
+        names = value.replace("+", ",").split(",") if isinstance(value, str) else value
         return tuple(name.strip() for name in names if name.strip())
     if kind == "Methods":
         members = value.split(",") if isinstance(value, str) else value

@@ -78,7 +78,10 @@ def test_a_killed_measurement_goes_on(prompts: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "sepc"], "no suite or file is called 'sepc'"),
+        (
+            ["--suite", "sepc"],
+            "the suites are spec, code, translation, long, adversarial, constrained,",
+        ),
         (["--methods", "plian"], "did you mean plain"),
         (["--methods", "lookahead:window"], "is not FIELD=VALUE"),
         (["--methods", "lookahead:windw=3"], "did you mean window"),

@@ -57,7 +57,7 @@ def test_a_model_without_a_tokenizer_is_written_without_a_vocabulary(call: Call,
     ("arguments", "message"),
     [
         (["-o", "m.gguf", "--type", "q3_k"], "GGUF type 'q3_k' is unknown: choose from f32, f16, q8_0, q4_0"),
-        (["-o", "."], "is a folder: name the file to write"),
+        (["-o", "."], "is a folder: name a file"),
         (["-o", "nowhere/m.gguf"], "there is no folder nowhere"),
         (["-o", "m.gguf", "-m", "x.gguf"], "is GGUF already"),
         (["-o", "m.gguf", "-m", "./nothing"], "no model at ./nothing"),

@@ -165,7 +165,7 @@ def test_damaged_and_foreign_files_are_refused(
         (["--draft", "a", "--measure", "--gamma", 9], "at most --max-gamma, which is 8"),
         (["--draft", "a", "--max-gamma", 0], "--max-gamma 0 is not allowed: at least 1"),
         (["--draft", "a", "--max-tokens", 0], "--max-tokens 0 is not allowed"),
-        (["--draft", "a", "-o", "/nowhere/x.json"], "-o /nowhere/x.json is not allowed: a file in a folder"),
+        (["--draft", "a", "-o", "/nowhere/x.json"], "-o /nowhere/x.json: there is no folder /nowhere"),
         (["--draft", "a", "--suite", "nope"], "no suite or file is called 'nope'"),
         (["--draft", "a", "build", "--keep", "0", "-o", "x"], "--draft is of the study and not of build"),
         (["build", "-o", "x"], "with --keep 0,5, or their number with --layers 2"),

@@ -227,7 +227,7 @@ def test_a_table_of_trigrams(call: Call, tiny: Path, lm: Model, corpus: Path, tm
                       "--max-tokens", "4")  # fmt: skip
         assert answer.code == 0, answer
     assert "--force replaces it" in call("index", "table", corpus, "-o", out, "-m", tiny).error()
-    assert "is a folder, and a table is a file" in call("index", "table", corpus, "-o", tmp_path, "-m", tiny).error()
+    assert "is a folder: name a file" in call("index", "table", corpus, "-o", tmp_path, "-m", tiny).error()
     other = make_model(tmp_path / "other", swapped=True)
     refused = call("generate", "x", "-m", other, "--method", "aded", "--set", f"table={out}")
     assert "has another tokenizer" in refused.error()

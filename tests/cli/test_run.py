@@ -176,6 +176,9 @@ def test_places_that_do_not_work(
         (["--kv-budget", "much"], "'much' is not an amount of memory"),
         (["--kv-budget", "0G"], "--kv-budget 0"),
         (["--max-running", 0], "--max-running 0"),
+        (["--workers", 2], "--workers 2 says something about --engine ray only"),
+        (["--address", "auto"], "--address auto says something about --engine ray only"),
+        (["--engine", "dask"], "'dask' is not one of 'local', 'ray'"),
     ],
 )
 def test_a_wrong_command_writes_nothing(run: Call, out: Path, flags: list[object], fragment: str) -> None:

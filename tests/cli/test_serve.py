@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from starlette.testclient import TestClient
 
 from segue.profile import Profile
 from segue.serve import running
+from tests.models.encoders import save_cross_encoder
 
 from .conftest import Call
 
@@ -21,6 +23,7 @@ from .conftest import Call
 def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[FastAPI, str, int]]:
     """What was to be served, which is not listened for here."""
     seen: list[tuple[FastAPI, str, int]] = []
+    monkeypatch.setattr("segue.cli.serve.listen", lambda host, port: socket.socket())
     monkeypatch.setattr(running, "serve", lambda app, host, port, **_: seen.append((app, host, port)))
     return seen
 
@@ -31,6 +34,11 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(call: Call, tmp_path: Pa
     assert "no profile at" in call("serve", "--profile", tmp_path / "none.json").error()
     assert "max_queue=0" in call("serve", "--max-queue", 0).error()
     assert "none" in call("serve", "--api-key-file", tmp_path / "none").error()
+    assert "--worker-cpus 2 says something about --replicas only" in call("serve", "--worker-cpus", 2).error()
+    assert "port 0" in call("serve", "--replicas", 2, "--port", 0).error()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        told = call("serve", "-m", tmp_path / "no-model", "--port", taken.getsockname()[1]).error()
+    assert "address already in use; give another --port or --host" in told
 
 
 def test_the_operators_choice(
@@ -104,6 +112,24 @@ def test_the_first_profile_serves_those_that_name_nothing(
         answer = client.post("/v1/completions", json={"model": "small", "prompt": "Hello", "max_tokens": 4})
         assert answer.status_code == 200
         assert 'segue_tokens_total{method="lookahead"}' in client.get("/metrics").text
+
+
+def test_encoders_beside_the_model(
+    call: Call, tiny: Path, tmp_path: Path, served: list[tuple[FastAPI, str, int]]
+) -> None:
+    save_cross_encoder(tmp_path / "judge")
+    call("serve", "-m", tiny, "--embedder", "minilm", "--reranker", tmp_path / "judge", "--cors", "https://a.example")
+    ((app, _, _),) = served
+    with TestClient(app) as client:
+        names = [model["id"] for model in client.get("/v1/models").json()["data"]]
+        assert names == ["tiny", "all-MiniLM-L6-v2", "judge"]
+        found = client.post("/v1/embeddings", json={"model": "all-MiniLM-L6-v2", "input": "a bird"})
+        assert len(found.json()["data"][0]["embedding"]) == 384
+        ranked = client.post("/v1/rerank", json={"query": "the sea", "documents": ["a bird", "the red sea"]})
+        assert ranked.json()["model"] == "judge"
+        assert found.headers.get("access-control-allow-origin") is None
+    assert "no encoder in" in call("serve", "-m", tiny, "--embedder", tmp_path).error()
+    assert "trained to write" in call("serve", "-m", tiny, "--embedder", tiny).error()
 
 
 def test_help_does_not_load_what_the_server_needs() -> None:

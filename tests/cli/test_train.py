@@ -38,7 +38,7 @@ def test_options_reach_the_training(call: Call, tmp_path: Path, monkeypatch: pyt
     assert result.err == "step 1\n"
     assert seen == {
         "recipe": "mini", "data": tmp_path, "out": tmp_path / "out", "minutes": None, "tokens": 100, "threads": 1,
-        "resume": False, "teacher": None,
+        "resume": False, "teacher": None, "start": None,
     }  # fmt: skip
     call("train", "mini", "--data", tmp_path)
     assert seen["out"] == Path("training/mini")
@@ -159,7 +159,8 @@ def test_a_model_is_tuned_and_its_method_runs(call: Call, tiny: Path, tmp_path: 
         (["drafter", "mlp_speculator", "--data", "/nowhere.txt"], "/nowhere.txt"),
         (["mlp_speculator"], "unknown recipe 'mlp_speculator'"),
         (["mini", "mlp_speculator", "--data", "/tmp"], "KIND is for drafters"),
-        (["mini", "--start", "/tmp", "--data", "/tmp"], "--start is for drafters"),
+        (["mini", "--start", "/tmp", "--data", "/tmp"], "no model in /tmp"),
+        (["mt-mini", "--start", "/tmp", "--data", "/tmp"], "'mt-mini' cannot go on from a model"),
         (["mini", "--states", "/tmp", "--data", "/tmp"], "--states is for drafters"),
         (["mini", "--set", "heads=2", "--data", "/tmp"], "--set is for drafters"),
         (["mini", "-m", "mini", "--data", "/tmp"], "--model is for drafters"),
@@ -170,11 +171,20 @@ def test_a_model_is_tuned_and_its_method_runs(call: Call, tiny: Path, tmp_path: 
         (["space", "--teacher", "/tmp"], "--teacher is not for space"),
         (["space", "--set", "inner=8"], "space has no number 'inner': it has length"),
         (["space", "--set", "length=0"], "length=0 is not allowed"),
+        (["set_block", "--set", "block=2.5"], "block=2.5 is not allowed: a whole number"),
+        (["drafter", "blockwise_parallel", "--set", "heads=2.5"], "heads=2.5 is not allowed: a whole number"),
         (["no-such-thing"], "unknown recipe 'no-such-thing'"),
     ],
 )
 def test_wrong_combinations_are_named(call: Call, arguments: list[str], fragment: str) -> None:
     assert fragment in call("train", *arguments).error()
+
+
+def test_empty_texts_are_nothing_to_learn_from(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    for recipe in (["drafter", "blockwise_parallel"], ["space"]):
+        error = call("train", *recipe, "--data", tmp_path / "empty.txt").error()
+        assert "empty.txt is empty: there is nothing to learn from" in error
 
 
 def test_a_number_of_no_shape_is_named(call: Call, tiny: Path, tmp_path: Path) -> None:

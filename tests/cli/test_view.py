@@ -52,8 +52,8 @@ def test_the_prompt_may_come_from_stdin(call: Call, tiny: Path) -> None:
         (["--block", 2, "--set", "block=3"], "are two values: give one of them"),
         (["--set", "blok=3"], "did you mean block?"),
         (["--max-tokens", 0], "max_tokens=0 is not allowed"),
-        (["-o", "/nowhere/x.html"], "a file in a folder that exists"),
-        (["-o", "/tmp"], "a file in a folder that exists"),
+        (["-o", "/nowhere/x.html"], "there is no folder /nowhere"),
+        (["-o", "/tmp"], "/tmp is a folder: name a file"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line_before_a_model_is_loaded(call: Call, flags: list[Any], message: str) -> None:
@@ -88,7 +88,7 @@ def test_the_page_of_a_lattice_is_written(call: Call, tiny: Path, target: Path) 
         (["--merge", "all"], "merge='all' is not allowed: zip, rcb, none"),
         (["--calls", 0], "calls=0 is not allowed: at least 1"),
         (["--calls", 9, "--set", "calls=3"], "are two values: give one of them"),
-        (["-o", "/nowhere/x.html"], "a file in a folder that exists"),
+        (["-o", "/nowhere/x.html"], "there is no folder /nowhere"),
     ],
 )
 def test_what_is_wrong_with_a_lattice_is_told_before_a_model_is_loaded(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import textwrap
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +22,7 @@ from segue.models.method import Method
 from segue.models.run import Request, Run
 from segue.models.sequence import Sequence
 from segue.ops import accept as rule
+from tests.mutation import mutate
 
 PLAIN = Settings(temperature=1.0, max_tokens=3)
 PENALTY = Settings(temperature=1.0, max_tokens=3, frequency_penalty=1.5)
@@ -73,6 +72,9 @@ class Mutation:
     distance: float  # the law must move at least so far, in total variation
     settings: Settings = PLAIN
 
+    def put(self, patch: pytest.MonkeyPatch) -> None:
+        mutate(patch, self.owner, self.function, self.old, self.new)
+
 
 KEEP_SAMPLED = "chance.keeps(float(p[token]), lenience * float(q[token]))"
 KEEP_DELTA = "chance.keeps(float(p[token]), 1.0)"
@@ -105,16 +107,6 @@ MUTATIONS = {
 }
 
 
-def mutate(patch: pytest.MonkeyPatch, mutation: Mutation) -> None:
-    """Replace a function by its own source with one expression changed, so that a mutation cannot outlive the rule."""
-    original = getattr(mutation.owner, mutation.function)
-    source = textwrap.dedent(inspect.getsource(original))
-    assert source.count(mutation.old) == 1
-    namespace = dict(original.__globals__)
-    exec(source.replace(mutation.old, mutation.new), namespace)
-    patch.setattr(mutation.owner, mutation.function, namespace[mutation.function])
-
-
 def farthest(make: Callable[[LM], Method], settings: Settings) -> float:
     worlds = [toy_world(3, seed=seed) for seed in range(3)]
     return max(divergence(make(w.lm), w.lm, w.prompts[-1], settings) for w in worlds)
@@ -124,7 +116,7 @@ def farthest(make: Callable[[LM], Method], settings: Settings) -> float:
 def test_a_wrong_rule_breaks_the_law(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutation = MUTATIONS[name]
     assert farthest(mutation.method, mutation.settings) < 1e-9
-    mutate(monkeypatch, mutation)
+    mutation.put(monkeypatch)
     moved = farthest(mutation.method, mutation.settings)
     print(f"{name}: {moved:.3f}")
     assert moved > mutation.distance

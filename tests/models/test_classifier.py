@@ -65,6 +65,10 @@ def test_labels_are_named(tmp_path: Path) -> None:
         named(f"classifier:{folder}").score("", TEXTS)
     with pytest.raises(ValueError, match="no classifier in"):
         named(f"classifier:{tmp_path}/none").score("", TEXTS)
+    network.base_model.save_pretrained(tmp_path / "headless")
+    tokenizer.save_pretrained(tmp_path / "headless")
+    with pytest.raises(ValueError, match=r"finds no weights for score\.weight"):
+        named(f"classifier:{tmp_path}/headless").score("", TEXTS)
 
 
 def test_cards_raises_a_classifiers_score(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from segue.laws.worlds import network_world, toy_world
 from segue.models import cost
@@ -54,9 +55,12 @@ def test_a_damaged_file_is_measured_again(lm: TransformersLM, damage: str) -> No
 
 
 def test_threads_have_curves_of_their_own(lm: TransformersLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = cost_of(lm).path
-    monkeypatch.setattr(cost.torch, "get_num_threads", lambda: 99)
-    assert cost_of(lm).path != first
+    first, threads = cost_of(lm).path, torch.get_num_threads()
+    monkeypatch.setattr(cost.torch, "get_num_threads", lambda: threads + 1)
+    try:
+        assert cost_of(lm).path != first
+    finally:
+        torch.set_num_threads(threads)  # forwards set what they were told
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(

@@ -92,6 +92,27 @@ def test_prompts_are_not_starved_by_decoding(pair: Twins) -> None:
     assert not any(job.finished for job in jobs)
 
 
+def test_a_long_prompt_holds_up_writers_a_quarter_of_the_budget_at_a_time(
+    pair: Twins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[list[int]] = []
+    real = pair.lm.forward
+    monkeypatch.setattr(pair.lm, "forward", lambda asks: rows.append([len(t) for _, t, _ in asks]) or real(asks))
+    engine = Engine(token_budget=16)
+    writer = start(engine, pair.lm, [5, 6], max_tokens=40, ignore_eos=True)
+    engine.step()
+    late = [start(engine, pair.lm, [7 + i] * 20, max_tokens=1) for i in range(2)]
+    while not all(job.finished for job in late):
+        engine.step()
+    assert rows == [[2], *[[1, 4, 4]] * 5]
+    assert len(writer.run.output) == 6  # it wrote with every forward
+    engine.drain()
+    rows.clear()
+    start(engine, pair.lm, [9] * 20, max_tokens=1)
+    engine.drain()
+    assert rows == [[16], [4]]  # nobody waits: all of the budget
+
+
 def test_kv_budget_admits_in_order_and_refuses_the_impossible(pair: Twins, expected: list[list[int]]) -> None:
     row = pair.lm.bytes_per_row
     engine = Engine(kv_budget=(48 + 20 + TREE_ROWS) * row)

@@ -300,3 +300,21 @@ def test_single_tokens_are_permitted_as_the_mask_says(model: Model) -> None:
             narrowed += sum(mask) < int(first.automaton.allowed(first.state(prefix)).sum())  # type: ignore[arg-type]
         assert not second.permits((*out.tokens, *out.tokens), out.tokens[0])
     assert narrowed
+
+
+def test_a_mask_that_would_take_too_long_is_given_up() -> None:
+    """400 terminals that overlap: with llguidance's own limits the first masks are made, in 80 ms each."""
+    text = "start: (" + " | ".join(f"T{i}" for i in range(400)) + ")*\n"
+    text += "\n".join(f"T{i}: /[a-z]*{chr(97 + i % 26)}[a-z]{{{i % 40}}}/" for i in range(400))
+    found = grammar(segue.model("mini-draft").lm, "grammar", text, segue.model("mini-draft").lm.eos_ids)
+    assert not found.allowed(found.start()).any()
+    assert "too many expressions" in found.trouble
+    assert "<state>" not in found.trouble
+
+
+def test_nesting_that_python_cannot_follow_is_told() -> None:
+    schema: object = {"type": "integer"}
+    for _ in range(1200):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(ValueError, match=r"nested more deeply.*cannot be followed"):
+        source("json_schema", schema)

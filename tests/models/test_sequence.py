@@ -9,7 +9,8 @@ import torch
 
 from segue.data import DraftTree, Want
 from segue.models.sequence import Mark, Sequence
-from segue.models.transformers.kv import SMALLEST, KVCache
+from segue.models.transformers.arena import SHORTEST
+from segue.models.transformers.kv import KVCache
 from tests.models.families import Twins, twins
 from tests.models.transformers.test_packed_trees import tokens
 
@@ -61,7 +62,7 @@ def test_growth_is_by_doubling(pair: Twins) -> None:
         pair.lm.forward([(sequence, DraftTree.root(token % 90), Want(logits="none"))])
         sequence.commit([0])
         sizes.add(cache.private_bytes // pair.lm.bytes_per_row)
-    assert sizes == {SMALLEST, 2 * SMALLEST, 4 * SMALLEST}
+    assert sizes == {SHORTEST, 2 * SHORTEST, 4 * SHORTEST}
 
 
 def test_forks_share_the_long_part_and_keep_tails_apart(pair: Twins) -> None:
@@ -69,7 +70,7 @@ def test_forks_share_the_long_part_and_keep_tails_apart(pair: Twins) -> None:
     forks = [parent.fork() for _ in range(10)]
     past = [f.past for f in forks]
     assert all(isinstance(p, KVCache) and p.private_bytes == 0 for p in past)
-    assert len({id(p.shared[0].buffers) for p in past}) == 1  # type: ignore[attr-defined]
+    assert len({id(p.shared[0].slot) for p in past}) == 1  # type: ignore[attr-defined]
     for i, fork in enumerate(forks):
         pair.lm.forward([(fork, DraftTree.root(10 + i), Want(logits="none"))])
         fork.commit([0])

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+import segue
 from segue.api import Model
 from segue.models.conversation import STOP
 from segue.models.prefixes import Prefixes
@@ -274,6 +275,22 @@ def test_keys(start: Start) -> None:
         assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
 
 
+def test_pages_of_an_origin_may_ask_from_a_browser(start: Start) -> None:
+    client = start(keys=["secret"], cors=["https://here.example"])
+    ask = {"Origin": "https://here.example", "Access-Control-Request-Method": "POST"}
+    ask["Access-Control-Request-Headers"] = "authorization,content-type"
+    asked = client.options("/v1/completions", headers=ask)  # as browsers do, without the key
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == "https://here.example"
+    refused = client.get("/v1/models", headers={"Origin": "https://here.example"})
+    error_of(refused, 401)
+    assert refused.headers["access-control-allow-origin"] == "https://here.example"  # the page can read why
+    other = client.options("/v1/completions", headers=ask | {"Origin": "https://there.example"})
+    assert "access-control-allow-origin" not in other.headers
+    assert "access-control-allow-origin" not in start().get("/health", headers={"Origin": "https://a.example"}).headers
+    assert start().get("/version").json() == {"version": segue.__version__}
+
+
 def test_what_the_operator_set_serves_requests(start: Start, lm: Model) -> None:
     client = start(choosing=Choosing("prompt_lookup", {"draft_tokens": "5"}))
     offline = lm.generate(PROMPT, max_tokens=16)
@@ -357,3 +374,22 @@ def test_whatever_is_sent_is_never_the_servers_fault(client: TestClient, fields:
         assert 400 <= response.status_code < 500
         error_of(response, response.status_code)
     assert client.get("/ready").status_code == 200
+
+
+def test_one_of_several_servers_labels_what_it_measures(start: Start) -> None:
+    client = start(replica="left")
+    body = {"model": "mini", "prompt": PROMPT, "max_tokens": 3, "method": "plain"}
+    assert client.post("/v1/completions", json=body).status_code == 200
+    said = client.get("/metrics").text
+    assert 'segue_tokens_total{method="plain",replica="left"} 3.0' in said
+    samples = [line for line in said.splitlines() if not line.startswith("#")]
+    assert all('replica="left"' in line for line in samples)
+    assert 'replica="left"' in client.get("/metrics").text  # once more: labels are not gathered
+    assert said.count("replica=") == len(samples)
+
+
+def test_bytes_of_tokens_are_those_of_the_text_also_of_half_a_character(client: TestClient) -> None:
+    answer = talk(client, logprobs=True, choices=["é🙂 日本"]).json()["choices"][0]
+    tokens = answer["logprobs"]["content"]
+    assert "\ufffd" in "".join(one["token"] for one in tokens)
+    assert bytes(byte for one in tokens for byte in one["bytes"]).decode() == answer["message"]["content"] == "é🙂 日本"

@@ -204,7 +204,7 @@ def test_sigterm_leaves_nobody_without_an_answer(launch: Launch, lm: Model) -> N
     user.join(30)
     assert answers == [lm.generate(PROMPT, max_tokens=400, ignore_eos=True).text]
     _, log = server.communicate(timeout=20)
-    assert server.returncode in (0, -signal.SIGTERM)
+    assert server.returncode == 0
     lines = [json.loads(line) for line in log.splitlines() if line.startswith(b"{")]
     assert lines[-1]["path"] == "/v1/completions"
     assert lines[-1]["tokens"] == 400

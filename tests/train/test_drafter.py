@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import segue
+from segue.decode.speculative.jakiro import Jakiro
 from segue.models.heads import trained
+from segue.models.heads.jakiro import JakiroNetwork
 from segue.models.heads.speculator import Speculator
 from segue.models.lm import LM
 from segue.train import loop, train_drafter
@@ -56,6 +58,26 @@ def test_a_drafter_learns_and_drafts(lm: LM, texts: list[list[int]], tmp_path: P
     network = trained(lm, Speculator, tmp_path / "model")
     assert network.shape.stages == 2
     assert network.facts["tokens"] == summary["tokens"]
+
+
+def test_a_shortlist_is_what_it_guesses_among(lm: LM, texts: list[list[int]], tmp_path: Path) -> None:
+    values = {k: v for k, v in NUMBERS.items() if k != "stages"} | {"texts_until": 1, "shortlist": 300}
+    summary = learn(drafter_recipe("jakiro", values), lm, texts, tmp_path, tokens=1000)
+    below = [token < 300 for token in texts[0]]
+    assert summary["shortlist"] == 300
+    assert summary["listed"] == pytest.approx(100 * sum(below) / len(below), abs=8)  # windows cut the text anywhere
+    network = trained(lm, JakiroNetwork, tmp_path / "model")
+    assert network.shortlist == 300
+    answer = segue.model("mini-draft", dtype="float32").generate(
+        "The little", method=Jakiro(heads=network), max_tokens=24
+    )
+    assert answer.stats.drafted > 0
+    for kind, number, message in (
+        ("mlp_speculator", 300, "shortlist=300 is not for mlp_speculator"),
+        ("chimera", lm.vocab_size, "is not short: mini-draft has 6144 tokens"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learn(drafter_recipe(kind, values | {"shortlist": number}), lm, texts, tmp_path / kind, tokens=1000)
 
 
 @pytest.mark.parametrize(("kind", "numbers"), [("chimera", {"heads": 2}), ("jakiro", {})])
@@ -122,11 +144,30 @@ def test_training_goes_on_from_a_drafter(lm: LM, texts: list[list[int]], tmp_pat
         ("mlp_speculator", {"windows": "many"}, "windows=many is not allowed"),
         ("mlp_speculator", {"temperature": -1}, "temperature=-1 is not allowed"),
         ("mlp_speculator", {"texts_until": 2}, "texts_until=2 is not allowed"),
+        ("mlp_speculator", {"windows": "24.5"}, "windows=24.5 is not allowed: a whole number"),
+        ("mlp_speculator", {"windows": 0}, "windows=0 is not allowed: above 0"),
+        ("mlp_speculator", {"adam_lr": "inf"}, "adam_lr=inf is not allowed: a number"),
+        ("mlp_speculator", {"adam_lr": None}, "adam_lr=None is not allowed: a number"),
+        ("blockwise_parallel", {"heads": "2.5"}, "heads=2.5 is not allowed: a whole number"),
     ],
 )
 def test_bad_numbers_are_named(kind: str, values: dict[str, Any], fragment: str) -> None:
     with pytest.raises(ValueError, match=fragment):
         drafter_recipe(kind, values)
+
+
+def test_numbers_have_their_types() -> None:
+    """What counts is whole, also where it is written with a point; what is measured may have a fraction."""
+    recipe = drafter_recipe("mlp_speculator", {"windows": "24.0", "adam_lr": "0.5", "seed": "0", "inner": "16.0"})
+    assert (recipe.windows, recipe.adam_lr, recipe.seed, recipe.numbers) == (24, 0.5, 0, (("inner", 16),))
+    assert all(type(value) is int for value in (recipe.windows, recipe.seed, recipe.size()["inner"]))
+
+
+def test_switches_of_a_shape_are_0_or_1(lm: LM) -> None:
+    assert Speculator.fresh(lm, inner=16, tied=1).shape.tied is True
+    assert Speculator.fresh(lm, inner=16, tied=0).shape.tied is False
+    with pytest.raises(ValueError, match=r"tied=2 is not allowed: 0 \(no\) or 1 \(yes\)"):
+        Speculator.fresh(lm, inner=16, tied=2)
 
 
 def test_a_small_batch_is_one_pass(lm: LM, texts: list[list[int]], tmp_path: Path) -> None:

@@ -109,6 +109,35 @@ def test_a_student_learns_from_its_teacher(micro: LanguageModel, corpus: Path, w
     assert made.read_bytes() == given.read_bytes()
 
 
+def test_a_later_run_goes_on_from_an_earlier_one(
+    micro: LanguageModel, corpus: Path, whole: Path, tmp_path: Path
+) -> None:
+    """With its weights, at its place in the data, and knowing of it."""
+    out = tmp_path / "later"
+    summary = train(micro, data=corpus, out=out, tokens=TOKENS, start=whole / "model", say=quiet)
+    first, second = (json.loads((folder / "model" / "training.json").read_text()) for folder in (whole, out))
+    assert sum(first["read"].values()) == TOKENS
+    assert sum(second["read"].values()) == 2 * TOKENS
+    assert [leg["tokens"] for leg in second["legs"]] == [TOKENS, TOKENS]
+    assert summary["earlier"] == first["legs"]
+    losses = [json.loads((folder / "log.jsonl").read_text().splitlines()[0])["loss"] for folder in (whole, out)]
+    assert losses[1] < losses[0] - 0.3
+
+
+def test_what_a_run_cannot_go_on_from(micro: LanguageModel, corpus: Path, whole: Path, tmp_path: Path) -> None:
+    wide = dataclasses.replace(micro, shape=dataclasses.replace(micro.shape, hidden_size=48))
+    other = dataclasses.replace(micro, mixture={"maths": 1.0})
+    for recipe, message in ((wide, "has hidden_size=32, recipe 'micro' has 48"), (other, "of other sources than")):
+        with pytest.raises(ValueError, match=message):
+            train(recipe, data=corpus, out=tmp_path / "out", tokens=TOKENS, start=whole / "model", say=quiet)
+    (whole / "model" / "training.json").unlink()
+    with pytest.raises(ValueError, match=r"training\.json is missing"):
+        train(micro, data=corpus, out=tmp_path / "out", tokens=TOKENS, start=whole / "model", say=quiet)
+    with pytest.raises(ValueError, match="'mt-mini' cannot go on from a model"):
+        train("mt-mini", data=corpus, out=tmp_path / "out", tokens=TOKENS, start=whole / "model", say=quiet)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_schedule_warms_up_holds_and_decays(micro: LanguageModel) -> None:
     assert [round(loop.rate(micro, spent), 3) for spent in (0.01, 0.5, 0.7, 0.85, 1.0)] == [0.5, 1.0, 1.0, 0.5, 0.0]
 

@@ -22,7 +22,8 @@ def test_the_shipped_folder_loads_and_its_card_reports(
     target = dataclasses.replace(micro, name="mini")
     draft = dataclasses.replace(micro, name="mini-draft", distil=0.5)
     monkeypatch.setattr(recipes, "RECIPES", {**RECIPES, "mini": target, "mini-draft": draft})
-    train("mini", data=corpus, out=tmp_path / "a", tokens=256, say=quiet)
+    train("mini", data=corpus, out=tmp_path / "first", tokens=128, say=quiet)
+    train("mini", data=corpus, out=tmp_path / "a", tokens=256, start=tmp_path / "first" / "model", say=quiet)
     train("mini-draft", data=corpus, out=tmp_path / "b", tokens=256, teacher=tmp_path / "a" / "model", say=quiet)
     embedded = tmp_path / "embedded"
     publish(tmp_path / "a", tmp_path / "b", corpus, embedded, tmp_path / "results")
@@ -35,6 +36,8 @@ def test_the_shipped_folder_loads_and_its_card_reports(
         assert tokenizer.decode(tokenizer(text).input_ids) == text
     card = (embedded / "MODEL_CARD.md").read_text()
     assert "`segue train mini-draft --data DATA --teacher TEACHER --tokens 256`" in card
+    assert "| mini, run 1 | 128 | 2 |" in card
+    assert "| `segue train mini --data DATA --start EARLIER --tokens 256` | 256 | 4 |" in card
     assert card.count("▶") == 5  # two samples for each source, and the mark where it is explained
     assert "| translation | Tatoeba" in (embedded / "LICENSE-DATA.md").read_text()
     record = json.loads((tmp_path / "results" / "mini.json").read_text())

@@ -157,18 +157,62 @@ def test_another_seed_is_another_model(texts: list[list[int]], tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("values", "fragment"),
+    ("kind", "values", "fragment"),
     [
-        ({"length": "long"}, "length=long is not allowed"),
-        ({"length": 1}, "length=1 is not allowed"),
-        ({"adam_lr": -1}, "adam_lr=-1 is not allowed"),
-        ({"mask": -3}, "mask=-3 is not allowed"),
-        ({"inner": 8}, "space has no number 'inner': it has length, mask, batch_tokens, adam_lr, seed"),
+        ("space", {"length": "long"}, "length=long is not allowed"),
+        ("space", {"length": 1}, "length=1 is not allowed"),
+        ("space", {"length": "64.5"}, "length=64.5 is not allowed: a whole number"),
+        ("space", {"adam_lr": -1}, "adam_lr=-1 is not allowed"),
+        ("space", {"adam_lr": 0}, "adam_lr=0.0 is not allowed: above 0"),
+        ("space", {"mask": -3}, "mask=-3 is not allowed"),
+        ("space", {"inner": 8}, "space has no number 'inner': it has length, mask, batch_tokens, adam_lr, seed, k, sh"),
+        ("space", {"k": 0}, "k=0 is not allowed: at least 1"),
+        ("space", {"k": "2.5"}, "k=2.5 is not allowed: a whole number"),
+        ("space", {"share": "1.5"}, "share=1.5 is not allowed: from 0"),
+        ("space", {"block": 4}, "space has no number 'block'"),
+        ("set_block", {"block": 0}, "block=0 is not allowed: at least 1"),
+        ("set_block", {"block": "wide"}, "block=wide is not allowed: a number"),
+        ("lexical_units", {"k": 1}, "k=1 is not allowed: at least 2"),
+        ("lexical_units", {"alpha": 1}, "alpha=1 is not allowed: from 0 to below 1"),
+        ("free", {"exit": "1.5"}, "exit=1.5 is not allowed: a whole number"),
+        ("free", {"distil": "-0.5"}, "distil=-0.5 is not allowed: a number of at least 0"),
+        ("free", {"k": 4}, "free has no number 'k': it has length, mask, batch_tokens, adam_lr, seed, exit, distil"),
     ],
 )
-def test_bad_numbers_are_named(values: dict[str, Any], fragment: str) -> None:
+def test_bad_numbers_are_named(kind: str, values: dict[str, Any], fragment: str) -> None:
     with pytest.raises(ValueError, match=fragment):
-        tuned_recipe("space", values)
+        tuned_recipe(kind, values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [
+        ("space", {"k": 2, "share": 0.25}),
+        ("lexical_units", {"k": 3, "alpha": 0.5}),
+        ("set_block", {"block": 4}),
+        ("free", {"exit": 1, "distil": 0.0}),
+    ],
+)
+def test_an_objectives_own_numbers_reach_it(
+    texts: list[list[int]], tmp_path: Path, kind: str, numbers: dict[str, Any]
+) -> None:
+    recipe = tuned_recipe(kind, NUMBERS | {name: str(value) for name, value in numbers.items()})
+    task = TunedTask(recipe, BASE, texts)
+    assert {name: getattr(task.objective, name) for name in numbers} == numbers
+    # The model says by which numbers it was tuned, and a work folder is of these numbers.
+    task.export(tmp_path / "model", {})
+    sheet = json.loads((tmp_path / "model" / SHEET).read_text())
+    assert {name: sheet[name] for name in numbers} == numbers
+    assert recipe.fingerprint() != tuned_recipe(kind, NUMBERS).fingerprint()
+
+
+def test_space_without_a_share_is_ordinary_fine_tuning(texts: list[list[int]]) -> None:
+    """The twin that a tuned model is compared with: nothing is masked, and the loss is the next token's."""
+    task = TunedTask(tuned_recipe("space", NUMBERS | {"share": 0}), BASE, texts)
+    (only,) = task.passes(0.0)
+    generator = torch.Generator().manual_seed(task.recipe.seed)
+    ids = task.texts[torch.randint(len(task.texts), (4,), generator=generator)]
+    assert only.entropy == pytest.approx(task.model(input_ids=ids, labels=ids).loss.item(), rel=1e-5)
 
 
 def test_the_given_mask_is_used(texts: list[list[int]], tmp_path: Path) -> None:

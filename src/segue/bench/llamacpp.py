@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import llama_cpp
 import numpy as np
@@ -14,6 +15,7 @@ from llama_cpp.llama_speculative import LlamaDraftModel, LlamaPromptLookupDecodi
 
 from segue.data import Settings, Stats
 from segue.models.llamacpp.convert import convert
+from segue.models.llamacpp.load import model_options
 from segue.models.lm import LM
 
 KINDS = ("f16", "q8_0")
@@ -117,13 +119,16 @@ def llamacpp_peers(network: Any, draft: Any, lm: LM, context: int) -> list[Llama
 
 def _load(path: Path, context: int, draft: Any = None) -> Any:
     threads = torch.get_num_threads()
-    return llama_cpp.Llama(
-        str(path),
-        n_ctx=context + SLACK,
-        n_threads=threads,
-        n_threads_batch=threads,
-        use_mmap=False,  # the file is gone after loading
-        draft_model=draft,
-        logits_all=draft is not None,  # else its buffer holds one batch, and long texts overflow it
-        verbose=False,
-    )
+    options = model_options()
+    # Its constructor has no parameter for what must not be on some processors: it asks for the defaults by this name.
+    with patch("llama_cpp.llama_cpp.llama_model_default_params", lambda: options):
+        return llama_cpp.Llama(
+            str(path),
+            n_ctx=context + SLACK,
+            n_threads=threads,
+            n_threads_batch=threads,
+            use_mmap=False,  # the file is gone after loading
+            draft_model=draft,
+            logits_all=draft is not None,  # else its buffer holds one batch, and long texts overflow it
+            verbose=False,
+        )

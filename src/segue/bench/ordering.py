@@ -92,10 +92,8 @@ def count(
         for number, prompt in enumerate(prompts):
             run = Run(lm, list(prompt), dataclasses.replace(settings, seed=seed * len(prompts) + number))
             jobs.append(engine.add(run, _counted(method.run(run), run, reach, totals[:, number])))
-        engine.drain()
+        engine.drain(jobs)
         for job in jobs:
-            if job.error is not None:
-                raise job.error
             drafts += job.run.stats.draft_forwards
             rounds += job.run.stats.rounds
     return Counts(totals[0], totals[1], totals[2], drafts / rounds if rounds else 0.0)

@@ -73,9 +73,9 @@ class Plan:
 
 
 def parse_methods(text: str | None, draft: str | None, source: str) -> tuple[Entrant, ...]:
-    """Methods from names with fields, e.g. "plain,token_recycling:nodes=16:budget=gain", each on another variant of the
-    model where one follows an @ (auto@int8, plain@llama.cpp/q8_0); all lossless ones that `source` allows where None.
-    A draft model is handed to those that take one and name none."""
+    """Methods from names with fields, e.g. "plain,token_recycling:nodes=16:budget=gain" or "auto,auto:deny=rest+aded",
+    each on another variant of the model where one follows an @ (auto@int8, plain@llama.cpp/q8_0); all lossless ones
+    that `source` allows where None. A draft model is handed to those that take one and name none."""
     has_draft = draft is not None or source == "mini"
     able = [n for n, e in catalog.entries().items() if e.able(has_draft) and e.same_tokens]
     names = text.split(",") if text else able

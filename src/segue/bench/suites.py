@@ -11,6 +11,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "suites"
 NAMES = ("spec", "code", "translation", "long", "adversarial")
+OTHERS = ("translation", "constrained", "load")  # not read here, but a mistyped name may mean them
 RANDOM_PROMPTS, RANDOM_WORDS = 24, 60
 
 
@@ -48,9 +49,8 @@ def place(name: str, names: Sequence[str]) -> Path:
     """The file of a suite, or the user's own; ValueError where there is none."""
     path = FOLDER / f"{name}.jsonl" if name in names else Path(name)
     if not path.is_file():
-        raise ValueError(
-            f"no suite or file is called {name!r}: the suites are {', '.join(names)}, or give a JSONL file"
-        )
+        known = ", ".join(dict.fromkeys((*names, *OTHERS)))
+        raise ValueError(f"no suite or file is called {name!r}: the suites are {known}, or give a JSONL file")
     return path
 
 

@@ -17,13 +17,16 @@ from segue.cli import (
     daemon,
     doctor,
     draft_study,
+    embed,
     generate,
     index,
     methods,
+    rerank,
     run,
     serve,
     train,
     tune,
+    ui,
     view,
 )
 
@@ -48,6 +51,9 @@ app.command()(tune.tune)
 app.command()(convert.convert)
 app.command()(train.train)
 app.command()(serve.serve)
+app.command()(embed.embed)
+app.command()(rerank.rerank)
+app.command()(ui.ui)
 app.add_typer(view.app, name="view")
 app.add_typer(index.app, name="index")
 app.add_typer(daemon.app, name="daemon")
@@ -77,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # OpenMP threads that spin for long while they wait slow each other down many times over as soon as another process
     # wants a core (LOG.md). The variable is read when torch is imported, which no command has done yet.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # PyTorch keeps what oneDNN needs for a product once for every number of rows that drafts ever had, 1024 of them by
+    # default. 256 are some 100 MB less, and nothing was slower (LOG.md). It is read when torch first multiplies.
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "256")
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _invoke(given or ["--help"])

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from segue.cli import report
+from segue.cli import report, tasks
 from segue.cli.tasks import Key
 
 SYNC_SECONDS = 5.0  # what a power failure may cost at most
@@ -85,7 +85,7 @@ class Answers:
     def _take(self, number: int, line: bytes, expected: set[Key]) -> None:
         try:
             record = json.loads(line)
-            key: Key = ("line", record["line"]) if record["id"] is None else record["id"]
+            key = tasks.key(record)
             whole = "text" in record or "error" in record
             strange = key not in expected
         except (ValueError, KeyError, TypeError, RecursionError):

@@ -13,6 +13,9 @@ import typer
 
 from segue.cli import flags, report
 from segue.cli.judged import bench as compare
+from segue.cli.load import bench as put_under_load
+
+LOAD = "Load"
 
 
 def bench(
@@ -20,15 +23,16 @@ def bench(
         str,
         typer.Option(
             help="Of speed: spec, code, long, adversarial, or a JSONL file of prompts. Of quality: translation, "
-            "constrained, or a JSONL file with a reference or a constraint on every line."
+            "constrained, or a JSONL file with a reference or a constraint on every line. load: a server with many "
+            "clients."
         ),
     ] = "spec",
     model: flags.Model = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Names, with fields as name:field=value; if left out every lossless one that needs no store, or on a "
-            "suite of quality every one that it is about."
+            help="Names, with fields as name:field=value, lists of names as auto:deny=rest+aded; if left out every "
+            "lossless one that needs no store, or on a suite of quality every one that it is about."
         ),
     ] = None,
     peers: Annotated[
@@ -41,7 +45,11 @@ def bench(
     ] = None,
     draft: Annotated[str | None, typer.Option(help="Draft model for the methods and the peer that take one.")] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Times that everyone answers everything (3; on a suite of quality once).")
+        int | None,
+        typer.Option(
+            help="Times that everyone answers everything (3; on a suite of quality once), or that one client and many "
+            "take turns (5)."
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="New tokens at most per answer.")] = 64,
     limit: Annotated[int | None, typer.Option(help="So many prompts, evenly spaced.")] = None,
@@ -51,6 +59,12 @@ def bench(
         Path | None, typer.Option("-o", "--output", help="Folder for SUITE.json, SUITE.html and the journal.")
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Keep the results under results/ (a checkout).")] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(help="A server to load that runs already, with the model of -m.", rich_help_panel=LOAD),
+    ] = None,
+    clients: Annotated[int, typer.Option(help="Clients of the mixed load.", rich_help_panel=LOAD)] = 32,
+    minutes: Annotated[float, typer.Option(help="Of the mixed load.", rich_help_panel=LOAD)] = 5.0,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
     json: flags.Json = False,
@@ -67,11 +81,21 @@ def bench(
         raise ValueError(f"--rounds {rounds} is not allowed: at least 1")
     from segue.bench.cases import judged
 
+    if url is not None and suite != "load":
+        raise ValueError(f"--url is for --suite load, not for {suite}")
     paged = output is not None or (write and judged(suite))
     missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None] if paged else []
     if missing:
         raise ValueError(f"the report needs {' and '.join(missing)}: pip install 'segue[bench]'")
     command = "segue " + shlex.join(sys.argv[1:])
+    if suite == "load":
+        taken = {"--peers": peers, "--draft": draft, "--temperature": temperature, "--write": write or None}
+        other = next((option for option, value in taken.items() if value is not None), None)
+        if other is not None:
+            raise ValueError(f"{other} has no meaning for --suite load: leave it out")
+        asked = (model, methods, limit, rounds or 5, max_tokens, seed, output, dtype, device, json, command)
+        put_under_load(url, clients, minutes, *asked)
+        return
     if judged(suite):
         if rounds is not None or peers is not None:
             raise ValueError(f"--rounds and --peers are for suites of speed: {suite} is judged by its answers, once")

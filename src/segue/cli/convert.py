@@ -26,12 +26,7 @@ def convert(
     from segue.models.llamacpp.names import check
 
     check(kind)
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder: name the file to write, e.g. {output / 'model.gguf'}")
-    if output.exists() and not force:
-        raise ValueError(f"{output} is there already: --force replaces it")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent}")
+    flags.check_output(output, force=force)
     if model is not None and Path(model).suffix == ".gguf":
         raise ValueError(f"{model} is GGUF already: give the checkpoint it was made from")
     from segue.models.llamacpp.convert import convert as write

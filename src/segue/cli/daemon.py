@@ -54,11 +54,8 @@ def fit(
         raise ValueError(f"--temperature {temperature} is not allowed: above 0, at most 100")
     if not ridge >= 0:
         raise ValueError(f"--ridge {ridge} is not allowed: 0 or more")
-    if output.exists() and not force:
-        raise ValueError(f"{output} is there already: --force replaces it")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent}")
-    corpus = read_corpus(texts, prompts=False)
+    flags.check_output(output, force=force)
+    corpus = read_corpus(texts, prompts=False, purpose="learn from")
     begun = time.perf_counter()
     lm = segue.model(model).lm
     ids = [document.ids(lm) for document in corpus.documents]

@@ -195,8 +195,8 @@ def _check(
     if gamma and max(gamma) > max_gamma:
         raise ValueError(f"--gamma {max(gamma)} is not allowed: at most --max-gamma, which is {max_gamma}")
     for flag, path in (("-o", output), ("--record", record)):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise ValueError(f"{flag} {path} is not allowed: a file in a folder that exists")
+        if path is not None:
+            flags.check_output(path, option=flag)
 
 
 def _load(name: str, trace: Trace, lm: Model | None, dtype: str | None, device: str | None) -> LM:

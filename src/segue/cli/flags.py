@@ -34,6 +34,37 @@ Invariant = Annotated[
 Profile = Annotated[Path | None, typer.Option("--profile", help="Method and fields that segue tune found.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
+MANY = "Many machines"
+WorkerCpus = Annotated[
+    int | None,
+    typer.Option(min=1, help="Cores of each process, which are its threads; 1 if left out.", rich_help_panel=MANY),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT|auto",
+        help="A cluster of Ray that runs already; if left out, one is started on this machine for this command.",
+        rich_help_panel=MANY,
+    ),
+]
+
+
+def only_with(option: str, **others: Any) -> None:
+    """ValueError where an option was given that says something about another one, which was not."""
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} {value} says something about {option} only: give that, too")
+
+
+def check_output(path: Path, *, force: bool = True, option: str = "-o") -> None:
+    """ValueError where no file can be written to `path`, or, without `force`, where one is; for before the work."""
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: name a file, e.g. {path / 'out'}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"cannot write {option} {path}: there is no folder {path.parent}")
+    if path.exists() and not force:
+        raise ValueError(f"{path} is there already: --force replaces it")
+
 
 def assignments(items: list[str] | None, allow: str | None = None, deny: str | None = None) -> dict[str, str]:
     """The fields of a method from NAME=VALUE texts, and from the options that have their own name."""

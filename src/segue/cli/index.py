@@ -94,10 +94,7 @@ def table(
     from segue.decode.speculative.store.corpus import read_corpus
     from segue.decode.speculative.store.trigram import build as make
 
-    if output.is_dir():
-        raise ValueError(f"-o {output} is a folder, and a table is a file: name one")
-    if output.exists() and not force:
-        raise ValueError(f"{output} exists: --force replaces it")
+    flags.check_output(output, force=force)
     texts = read_corpus(corpus, prompts=False)
     lm = segue.model(model)
     with report.progress() as progress:

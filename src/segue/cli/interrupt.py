@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -24,6 +26,7 @@ class Signals:
         self.numbers = numbers
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._waiting = False
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._receive) for number in self.numbers}
@@ -35,10 +38,22 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what only waits for others and may wait for long: a signal raises `Stopped` there."""
+        self._waiting = True
+        try:
+            if self.received is not None:
+                raise Stopped(self.received)
+            yield
+        finally:
+            self._waiting = False
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        before, self.received = self.received, number
+        if self._waiting or before is not None:
+            self._waiting = False  # once: what cleans up on the way out is not interrupted
             raise Stopped(number)
-        self.received = number
 
 
 class StoppableEngine(Engine):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 from segue import catalog
 from segue.api import DEFAULT_METHOD, Model, Request, make_settings
 from segue.cli import tasks
-from segue.cli.answers import Answers
 from segue.cli.tasks import Task
 from segue.data import Completion
 from segue.models import conversation
@@ -79,35 +75,29 @@ class Planner:
 
 
 class Job:
-    """Answers every task that has no answer yet."""
+    """Answers tasks through one engine; `write` is given each answer as it is finished."""
 
-    def __init__(self, lm: LM, planner: Planner, answers: Answers, total: int, engine: Engine) -> None:
+    def __init__(self, lm: LM, planner: Planner, engine: Engine, write: Callable[[Task, dict[str, Any]], None]) -> None:
         planner.form = Form(lm)
         self.planner = planner
-        self.answers = answers
         self.engine = engine
         self.model = Model(lm, engine=lambda: engine)
-        self.tokens = 0
-        self._bar = Bar(answers, total)
+        self._write = write
         self._open: dict[int, Task] = {}  # position among the requests -> its line
 
-    def run(self, source: BinaryIO) -> None:
+    def run(self, asked: Iterable[Task]) -> None:
         """Lines are written in the order in which they finish."""
-        with self._bar:
-            # Twice as many as run at a time, so that the engine always finds the next one waiting.
-            for number, answer in self.model.batch(self._requests(source), ahead=2 * self.engine.max_running):
-                task = self._open.pop(number)
-                if isinstance(answer, Completion):
-                    self.tokens += answer.stats.tokens
-                    self._write(task, answer.as_dict())
-                else:
-                    self._fail(task, answer)
+        # Twice as many as run at a time, so that the engine always finds the next one waiting.
+        for number, answer in self.model.batch(self._requests(asked), ahead=2 * self.engine.max_running):
+            task = self._open.pop(number)
+            if isinstance(answer, Completion):
+                self._write(task, {**task.head(), **answer.as_dict()})
+            else:
+                self._fail(task, answer)
 
-    def _requests(self, source: BinaryIO) -> Iterator[Request]:
+    def _requests(self, asked: Iterable[Task]) -> Iterator[Request]:
         number = 0
-        for task in tasks.read(source):
-            if task.key in self.answers.done:
-                continue
+        for task in asked:
             try:
                 request = self.planner.request(task)
             except ValueError as error:
@@ -123,39 +113,4 @@ class Job:
             # A bug, or a device that is out of memory: the other lines go on, but nobody shall overlook it.
             traceback.print_exception(error)
             message = f"{type(error).__name__}: {error}"
-        self._write(task, {"error": message})
-
-    def _write(self, task: Task, result: Mapping[str, Any]) -> None:
-        self.answers.write(task.key, {**task.head(), **result})
-        self._bar.update(self.tokens)
-
-
-class Bar:
-    """A progress bar on stderr where that is a terminal."""
-
-    def __init__(self, answers: Answers, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._answers = answers
-        self._began = time.perf_counter()
-        note = TextColumn("{task.fields[note]}")
-        columns = (BarColumn(), MofNCompleteColumn(), note, TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(),
-                             redirect_stdout=False)  # fmt: skip
-        self._task = self._bar.add_task("", total=total, completed=len(answers.done), note="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def update(self, tokens: int) -> None:
-        note = f"{tokens / (time.perf_counter() - self._began):,.1f} tokens/s"
-        if self._answers.failed:
-            note += f", {len(self._answers.failed):,} failed"
-        self._bar.update(self._task, completed=len(self._answers.done), note=note)
+        self._write(task, {**task.head(), "error": message})

@@ -1,18 +1,16 @@
-"""The input of `segue run`: one JSON object a line, each with an id."""
+"""What the lines of `segue run` ask for: one JSON object a line, each with an id."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import json
-import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from segue.cli import settings
+from segue.cli.shards import Shards
 
 OWN_KEYS = ("id", "prompt", "messages", "method", "set")
 Key = str | int | tuple[str, int]  # an id, or ("line", number) where a line is too broken to have one
@@ -44,54 +42,48 @@ class Survey:
     ignored: dict[str, int]  # keys that mean nothing here -> lines that have them
 
 
-def open_input(path: Path) -> BinaryIO:
-    """The input file. It is read twice, so that two lines with one id are found before any work is done."""
-    file = path.open("rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ValueError(f"{path} is not a regular file, and the input is read twice: save it to a file first")
-    return file
+def read(shards: Shards) -> Iterator[Task]:
+    """All tasks from the start of the input."""
+    for number, line in shards:
+        yield parse(number, line, shards.place(number))
 
 
-def read(file: BinaryIO) -> Iterator[Task]:
-    """All tasks from the start of the file; empty lines are passed over."""
-    file.seek(0)
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            yield parse(number, line)
-
-
-def survey(file: BinaryIO, name: str) -> Survey:
+def survey(shards: Shards) -> Survey:
     """Look through the whole input; ValueError where an id comes twice."""
     lines: dict[Key, int] = {}
     ignored: dict[str, int] = {}
-    for task in read(file):
+    for task in read(shards):
         other = lines.setdefault(task.key, task.line)
         if other != task.line:
             default = "" if "id" in task.body else " (a line without an id has its number)"
-            raise ValueError(
-                f"{name}: id {task.id!r} is on line {other} and on line {task.line}{default}; ids are unique"
-            )
+            places = f"on {shards.place(other)} and on {shards.place(task.line)}"
+            raise ValueError(f"{shards.path}: id {task.id!r} is {places}{default}; ids are unique")
         for key in task.body:
             if not known(key) and near(key) is None:
                 ignored[key] = ignored.get(key, 0) + 1
     return Survey(set(lines), ignored)
 
 
-def parse(number: int, line: bytes) -> Task:
-    """The task on a line, whatever the line holds."""
+def parse(number: int, line: bytes, place: str) -> Task:
+    """The task on a line, whatever the line holds; `place` is how errors name it."""
     try:
         body = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return Task(number, None, error=f"line {number} is not UTF-8: byte 0x{line[error.start]:02x} at {error.start}")
+        return Task(number, None, error=f"{place} is not UTF-8: byte 0x{line[error.start]:02x} at {error.start}")
     except (ValueError, RecursionError) as error:
-        return Task(number, None, error=f"line {number} is not JSON: {error}")
+        return Task(number, None, error=f"{place} is not JSON: {error}")
     if not isinstance(body, dict):
-        return Task(number, None, error=f"line {number} is not a JSON object")
+        return Task(number, None, error=f"{place} is not a JSON object")
     own = body.get("id", number)
     if not isinstance(own, str | int) or isinstance(own, bool):
-        return Task(number, None, error=f"line {number}: id {own!r} is neither text nor a whole number")
+        return Task(number, None, error=f"{place}: id {own!r} is neither text nor a whole number")
     return Task(number, own, body)
+
+
+def key(record: Mapping[str, Any]) -> Key:
+    """Which line an answer belongs to."""
+    own: Key = ("line", record["line"]) if record["id"] is None else record["id"]
+    return own
 
 
 def known(key: str) -> bool:

@@ -38,10 +38,12 @@ def train(
         Path | None,
         typer.Option(help="Folder of the model's states, for several drafters; OUT/states if left out."),
     ] = None,
-    start: Annotated[Path | None, typer.Option(help="Drafter to go on from, in place of a fresh one.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Drafter or language model to go on from, in place of a fresh one.")
+    ] = None,
     fields: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A number of a drafter's recipe."),
+        typer.Option("--set", metavar="NAME=VALUE", help="A number of the recipe of a drafter or a tuning."),
     ] = None,
     json: flags.Json = False,
 ) -> None:
@@ -73,7 +75,6 @@ def train(
             ("KIND", kind),
             ("--model", model),
             ("--states", states),
-            ("--start", start),
             ("--set", fields),
         ):
             if value:
@@ -83,7 +84,7 @@ def train(
         folder = out or Path("training") / recipe
         if len(data) > 1 or not data[0].is_dir():
             raise ValueError(f"--data {' '.join(map(str, data))} is not a folder")
-        summary = segue.train.train(recipe, data=data[0], out=folder, teacher=teacher, say=say, **budget)
+        summary = segue.train.train(recipe, data=data[0], out=folder, teacher=teacher, start=start, say=say, **budget)
     print(report.as_json(summary) if json else f"the model is in {folder / 'model'}")
 
 
@@ -143,7 +144,7 @@ def _documents(data: list[Path], what: str) -> list[Document]:
 
     if not data:
         raise ValueError(f"{what} needs --data: texts (.jsonl with text or prompt on every line, or plain)")
-    return read_corpus(data, prompts=True).documents
+    return read_corpus(data, prompts=True, purpose="learn from").documents
 
 
 def _command(begin: str, model: str | None, data: list[Path], values: dict[str, str]) -> str:

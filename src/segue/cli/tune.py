@@ -44,6 +44,7 @@ def tune(
         catalog.find(name)
     if rounds < 1:
         raise ValueError(f"--rounds {rounds} is not allowed: at least 1")
+    flags.check_output(output)
     chosen = suite(prompts, limit)
     settings = Settings(max_tokens=max_tokens, temperature=chosen.temperature, seed=seed)
     forms = flags.variants(variants)

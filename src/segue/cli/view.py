@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import segue
 from segue.cli import flags, report
+
+if TYPE_CHECKING:
+    from segue.api import Model
+    from segue.data import Settings
 
 app = typer.Typer()
 
@@ -41,23 +46,16 @@ def jacobi(
 
     Writes one HTML page that needs nothing else; with --json the data behind it goes to stdout instead.
     """
-    from segue.cli.generate import read_prompt
-
-    text = read_prompt(prompt, None, None)
-    if not json:
-        _check_page(output)
-    chosen = flags.method("jacobi", _fields(fields, mode=mode, block=block))
-    from segue.api import make_settings
-
-    settings = make_settings(max_tokens=max_tokens)  # wrong settings are told before a model is loaded
-    lm = segue.model(model, **flags.placed(None, dtype=dtype, device=device, backend=backend))
-    data = _traced(lm, chosen, lm.encode(text), settings)
+    place = flags.placed(None, dtype=dtype, device=device, backend=backend)
+    named = _fields(fields, mode=mode, block=block)
+    lm, chosen, ids, settings = _asked("jacobi", named, prompt, max_tokens, None if json else output, model, place)
+    data = _traced(lm, chosen, ids, settings)
     if json:
         print(report.as_json(data))
         return
     from segue.bench.dependency_page import page
 
-    output.write_text(page(data, "segue " + shlex.join(sys.argv[1:])), encoding="utf-8")
+    _write(output, page, data)
     report.note(f"{output}: {len(data['tokens'])} tokens in {report.counted(data['iterations'], 'iteration')}")
 
 
@@ -80,17 +78,10 @@ def lattice(
 
     Writes one HTML page that needs nothing else; with --json the data behind it goes to stdout instead.
     """
-    from segue.cli.generate import read_prompt
-
-    text = read_prompt(prompt, None, None)
-    if not json:
-        _check_page(output)
-    chosen = flags.method("lattice", _fields(fields, merge=merge, calls=calls))
-    from segue.api import make_settings
-
-    settings = make_settings(max_tokens=max_tokens)  # wrong settings are told before a model is loaded
-    loaded = segue.model(model, **flags.placed(None, dtype=dtype, device=device, backend=backend))
-    lm, ids = loaded.lm, loaded.encode(text)
+    place = flags.placed(None, dtype=dtype, device=device, backend=backend)
+    named = _fields(fields, merge=merge, calls=calls)
+    loaded, chosen, ids, settings = _asked("lattice", named, prompt, max_tokens, None if json else output, model, place)
+    lm = loaded.lm
     from segue.bench.lattice import data, grown
 
     with report.progress() as show:
@@ -101,8 +92,34 @@ def lattice(
         return
     from segue.bench.lattice_page import page
 
-    output.write_text(page(shown, "segue " + shlex.join(sys.argv[1:])), encoding="utf-8")
+    _write(output, page, shown)
     report.note(f"{output}: {answer.stats.note}")
+
+
+def _asked(
+    name: str,
+    fields: dict[str, Any],
+    prompt: str | None,
+    max_tokens: int,
+    page: Path | None,
+    source: str | None,
+    place: dict[str, Any],
+) -> tuple[Model, Any, list[int], Settings]:
+    """The model, the method, the prompt's tokens and the settings; what is wrong is told before a model is loaded."""
+    from segue.api import make_settings
+    from segue.cli.generate import read_prompt
+
+    text = read_prompt(prompt, None, None)
+    if page is not None:
+        _check_page(page)
+    method = flags.method(name, fields)
+    settings = make_settings(max_tokens=max_tokens)
+    model = segue.model(source, **place)
+    return model, method, model.encode(text), settings
+
+
+def _write(output: Path, page: Callable[[dict[str, Any], str], str], data: dict[str, Any]) -> None:
+    output.write_text(page(data, "segue " + shlex.join(sys.argv[1:])), encoding="utf-8")
 
 
 def _fields(assigned: list[str] | None, **named: Any) -> dict[str, Any]:
@@ -119,11 +136,10 @@ def _check_page(output: Path) -> None:
     """What would keep the page from being written is told before any work."""
     if find_spec("jinja2") is None:
         raise ValueError("the page needs jinja2: pip install 'segue[bench]', or use --json")
-    if output.is_dir() or not output.parent.is_dir():
-        raise ValueError(f"-o {output} is not allowed: a file in a folder that exists")
+    flags.check_output(output)
 
 
-def _traced(lm: Any, method: Any, prompt: list[int], settings: Any) -> dict[str, Any]:
+def _traced(model: Model, method: Any, prompt: list[int], settings: Settings) -> dict[str, Any]:
     from dataclasses import asdict
 
     from segue.bench import dependency
@@ -131,6 +147,6 @@ def _traced(lm: Any, method: Any, prompt: list[int], settings: Any) -> dict[str,
     most = settings.max_tokens
     with report.progress() as show:
         graph = dependency.trace(
-            lm.lm, method, prompt, settings, name="jacobi", progress=lambda done: show("decoding", done, most)
+            model.lm, method, prompt, settings, name="jacobi", progress=lambda done: show("decoding", done, most)
         )
-    return dependency.data(graph, lm.lm, prompt, asdict(method) | {"max_tokens": settings.max_tokens})
+    return dependency.data(graph, model.lm, prompt, asdict(method) | {"max_tokens": settings.max_tokens})

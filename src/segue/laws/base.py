@@ -33,10 +33,7 @@ def decode(
         run = Run(lm, list(prompt), settings, source=source)
         run.width = sequences_of(method)
         jobs.append(engine.add(run, method.run(run)))
-    engine.drain()
-    for job in jobs:
-        if job.error is not None:
-            raise job.error
+    engine.drain(jobs)
     return [job.run.completion() for job in jobs]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from segue.models.folder import replace_folder
@@ -125,8 +126,9 @@ def fresh_t5(
         return T5ForConditionalGeneration(config)
 
 
-def save_model(model: Any, tokenizer_file: Path, folder: Path) -> None:
-    """Write `model` in bfloat16 with its tokenizer to `folder`, replacing what was there in one step."""
+def save_model(model: Any, tokenizer_file: Path, folder: Path, texts: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write `model` in bfloat16 with its tokenizer to `folder`, replacing what was there in one step; `texts` are
+    files beside them, by their names."""
     import torch
     from transformers import PreTrainedTokenizerFast
 
@@ -146,4 +148,6 @@ def save_model(model: Any, tokenizer_file: Path, folder: Path) -> None:
         model_max_length=getattr(config, "max_position_embeddings", LONGEST_SOURCE),
         **special,
     ).save_pretrained(staging)
+    for name, text in texts.items():
+        (staging / name).write_text(text)
     replace_folder(staging, folder)

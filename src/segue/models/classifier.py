@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from segue.models import pretrained
+
 UNLIMITED = 10**9  # what tokenizers state as their longest text where they know none
 
 
@@ -15,10 +17,10 @@ class Classifier:
     """Reads one text at a time, so that a score does not depend on its company."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, truncation_side="left")  # the newest words count
-        self.network = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        self.network, self.tokenizer = pretrained.read(AutoModelForSequenceClassification, folder)
+        self.tokenizer.truncation_side = "left"  # the newest words count
         stated = getattr(self.network.config, "max_position_embeddings", UNLIMITED)
         self.longest = min(int(stated), int(self.tokenizer.model_max_length))
         self.labels = [str(self.network.config.id2label[i]) for i in range(self.network.config.num_labels)]

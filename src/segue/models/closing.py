@@ -16,16 +16,28 @@ CLOSERS = "\"}]),:;>.-_ 0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRST
 STEPS = 100  # states tried in one search
 
 
-def way_out(parser: Any, ids: list[int], ends: Callable[[Any], bool], most: int) -> tuple[int, ...] | None:
-    """Tokens, at most so many, behind which `ends` holds; None where none were found. `ids` are those of the closers.
-    The parser stays as it is."""
+def way_out(
+    parser: Any, ids: list[int], ends: Callable[[Any], bool], most: int, longest: int
+) -> tuple[int, ...] | None:
+    """Tokens, at most so many, behind which `ends` holds; None where none were found. `ids` are those of the closers,
+    `longest` the bytes of the longest token. The parser stays as it is."""
     if ends(parser):
         return ()
+    if _too_far(parser, most, longest):
+        return None
     limits = [limit for limit in (2, 4, 8, 16) if limit < most]
-    return next((way for limit in (*limits, most) if (way := _search(parser, ids, ends, limit)) is not None), None)
+    ways = (_search(parser, ids, ends, limit, longest) for limit in (*limits, most))
+    return next((way for way in ways if way is not None), None)
 
 
-def _search(parser: Any, ids: list[int], ends: Callable[[Any], bool], most: int) -> tuple[int, ...] | None:
+def _too_far(parser: Any, most: int, longest: int) -> bool:
+    """Whether so many tokens cannot even write what is forced: then what follows it need not be searched."""
+    return len(parser.compute_ff_bytes()) > most * longest
+
+
+def _search(
+    parser: Any, ids: list[int], ends: Callable[[Any], bool], most: int, longest: int
+) -> tuple[int, ...] | None:
     path: list[int] = []
     levels = [_followers(parser, ids)]
     for _ in range(STEPS):
@@ -41,7 +53,8 @@ def _search(parser: Any, ids: list[int], ends: Callable[[Any], bool], most: int)
         path.append(token)
         if ends(after):
             return tuple(path)
-        levels.append(_followers(after, ids))
+        far = _too_far(after, most - len(path), longest)
+        levels.append(iter(()) if far else _followers(after, ids))
     return None
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from segue.data import NEVER, Automaton, ConstraintError, Settings
-from segue.models.grammar import grammar, shown, source
+from segue.models.grammar import grammar, kept, shown, source
 from segue.models.lm import LM
 from segue.ops.automaton import Trie, permits, within
 
@@ -35,13 +35,9 @@ def constraint(settings: Settings, lm: LM, max_tokens: int) -> Constraint | None
     """What the settings of a request constrain its text to, if they do. ValueError where that does not fit the model,
     ConstraintError where no text of so many tokens satisfies it."""
     ends = lm.eos_ids | set(settings.stop_tokens)
-    kind = next((kind for kind in GRAMMARS if getattr(settings, kind) is not None), None)
-    if kind is not None:
-        text = getattr(settings, kind)
-        return Constraint(grammar(lm, kind, text, ends), f"{kind}={shown(text)}", lm, max_tokens)
-    if settings.choices:
-        lists = [spelling(choice, lm) for choice in settings.choices]
-        return Constraint(Trie(lm.vocab_size, ends, lists), f"choices={shown(settings.choices)}", lm, max_tokens)
+    compiled = prepare(settings, lm)
+    if compiled is not None:
+        return Constraint(*compiled, lm, max_tokens)
     if settings.constraint is None:
         return None
     own = settings.constraint
@@ -54,6 +50,25 @@ def constraint(settings: Settings, lm: LM, max_tokens: int) -> Constraint | None
             f"make it with end_ids={sorted(ends)}"
         )
     return Constraint(own, f"constraint={shown(own)}", lm, max_tokens)
+
+
+def prepare(settings: Settings, lm: LM) -> tuple[Automaton, str] | None:
+    """The automaton of a grammar or of choices, and its name; None where the settings have neither. It is made once and
+    kept with the model: a server does so beside the thread that decodes, as it may take a second."""
+    lm.check_vocabulary(settings.stop_tokens)
+    ends = lm.eos_ids | set(settings.stop_tokens)
+    kind = next((kind for kind in GRAMMARS if getattr(settings, kind) is not None), None)
+    if kind is not None:
+        text = getattr(settings, kind)
+        return grammar(lm, kind, text, ends), f"{kind}={shown(text)}"
+    choices = settings.choices
+    if not choices:
+        return None
+
+    def spelled() -> Trie:
+        return Trie(lm.vocab_size, ends, [spelling(choice, lm) for choice in choices])
+
+    return kept(lm, ("choices", tuple(choices), frozenset(ends)), spelled), f"choices={shown(choices)}"
 
 
 def spelling(text: str, lm: LM) -> list[int]:

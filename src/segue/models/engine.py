@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,13 @@ class Engine:
     def idle(self) -> bool:
         return not self._waiting and not self._running
 
-    def drain(self) -> None:
-        """Step until every run has ended."""
+    def drain(self, jobs: Iterable[Job] = ()) -> None:
+        """Step until every run has ended; the first error of these jobs is raised."""
         while not self.idle:
             self.step()
+        for job in jobs:
+            if job.error is not None:
+                raise job.error
 
     def steps(self) -> Iterator[None]:
         """Step until every run has ended, pausing after each forward: streaming looks at the runs in between."""
@@ -199,9 +202,11 @@ class Engine:
                 room -= piece.rows
                 branches = None if branches is None else branches - more
         room = self.token_budget - sum(size for _, size in pack)
+        # Those that write wait for the whole forward: beside them a long prompt is read in smaller chunks.
+        chunk = max(self.token_budget // 4, 1) if pack else self.token_budget
         for piece in readers:
             if room > 0 or not pack:
-                pack.append((piece, min(piece.rows, max(room, 1))))
+                pack.append((piece, min(piece.rows, max(room, 1), chunk)))
                 room -= pack[-1][1]
         # Served jobs go to the back, so that what did not fit comes first next time.
         served = owners(pack)

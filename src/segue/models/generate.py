@@ -72,10 +72,7 @@ class Generate:
             engine = Engine()
             runs = [run for group in answers for run in group]
             jobs = [engine.add(run, method.run(run)) for run in runs]
-            engine.drain()
-        for job in jobs:
-            if job.error is not None:
-                raise job.error
+            engine.drain(jobs)
         return asked.output(self.name, [[_candidates(run) for run in group] for group in answers])
 
     def _check(self, model: Any, inputs: Tensor | None, config: GenerationConfig, given: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ draft that is refused costs nothing to take back.
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any, TypeVar
@@ -30,6 +31,10 @@ GRAMMARS = 32  # compiled grammars kept per model
 TOKENS = "tokenizer"  # what its tokens as bytes are kept under beside them
 # White space between the parts of JSON is a loop without an end; a schema's own "x-guidance" overrules this.
 COMPACT = {"whitespace_flexible": False}
+# What llguidance may spend before it gives a grammar up. Masks are made between the forwards that many requests share:
+# with its own limits (200,000, 50,000, 250,000) one mask of a hostile grammar took 80 ms and a grammar half a gigabyte.
+LIMITS = {"step_lexer_fuel": 50_000, "step_max_items": 20_000, "max_lexer_states": 50_000, "verbose_errors": False}
+_lock = threading.Lock()  # of what models keep: a server compiles beside the thread that decodes
 
 
 def source(kind: str, text: Any) -> str:
@@ -43,8 +48,8 @@ def source(kind: str, text: Any) -> str:
             form = matcher.grammar_from_json_schema({} if schema is True else schema, defaults=COMPACT)
         else:
             form = (matcher.grammar_from_regex if kind == "regex" else matcher.grammar_from_lark)(text)
-        wrong, reasons = matcher.validate_grammar_with_warnings(form)
-    except (ValueError, TypeError) as error:
+        wrong, reasons = matcher.validate_grammar_with_warnings(form, limits=_limits())
+    except (ValueError, TypeError, RecursionError) as error:
         wrong, reasons = True, [str(error)]
     if wrong:
         raise ValueError(f"{kind}={shown(text)} cannot be followed: {' '.join(reasons).strip()}")
@@ -53,38 +58,54 @@ def source(kind: str, text: Any) -> str:
 
 def grammar(lm: LM, kind: str, text: Any, end_ids: Collection[int]) -> Grammar:
     """The automaton of a grammar for a model; compiled once and kept with the model."""
-    kept: OrderedDict[Any, Any] = lm.compiled
-    form = source(kind, text)
     ends = frozenset(end_ids)
-    reader, ids = _kept(kept, (TOKENS, ends), lambda: tokenizer(lm, ends))
-    return _kept(kept, (form, ends), lambda: Grammar(reader, form, lm.vocab_size, ends, f"{kind}={shown(text)}", ids))
+    key = kind, text if isinstance(text, str) else json.dumps(text), ends
+
+    def compiled() -> Grammar:
+        form = source(kind, text)
+        reader, ids, longest = kept(lm, (TOKENS, ends), lambda: tokenizer(lm, ends))
+        made = Grammar(reader, form, lm.vocab_size, ends, f"{kind}={shown(text)}", ids, longest)
+        made.allowed(made.start())  # the first mask is the slowest
+        return made
+
+    return kept(lm, key, compiled)
 
 
 def forget(lm: LM) -> None:
     """Drop the grammars compiled for a model, with the masks that they know by now. Its tokens as bytes are kept."""
-    for key in [key for key in lm.compiled if key[0] != TOKENS]:
-        del lm.compiled[key]
+    with _lock:
+        for key in [key for key in lm.compiled if key[0] != TOKENS]:
+            del lm.compiled[key]
 
 
 class Grammar:
     """An `Automaton`. Its texts are compared byte for byte, in whatever tokens they are written."""
 
     def __init__(
-        self, reader: Any, form: str, vocab_size: int, end_ids: Collection[int], name: str, ids: list[int]
+        self,
+        reader: Any,
+        form: str,
+        vocab_size: int,
+        end_ids: Collection[int],
+        name: str,
+        ids: list[int],
+        longest: int,
     ) -> None:
         """`reader`: llguidance's tokenizer; `form`: from `source`; `vocab_size` may be larger than the tokenizer's;
-        `ids`: the tokens of `closers`."""
+        `ids`: the tokens of `closers`; `longest`: bytes of the longest token."""
         self.vocab_size = vocab_size
         self.end_ids = frozenset(end_ids)
         self.name = name
         self.trouble = ""  # why llguidance gave up, if it did
-        matcher = _library().LLMatcher(reader, form, log_level=0)
+        matcher = _library().LLMatcher(reader, form, log_level=0, limits=_limits())
         if matcher.is_error():
             raise ValueError(f"{name} cannot be followed: {matcher.get_error().strip()}")
         self._root = matcher
         self._closers = ids
+        self._longest = longest
         self._ways: OrderedDict[tuple[Prefix, int], tuple[int, ...] | None] = OrderedDict()
-        self._foreign = sorted(set(reader.eos_tokens) - self.end_ids)  # it ends texts that the model does not end
+        # It ends texts that the model does not end. Of a model without an end it is one behind the last row.
+        self._foreign = sorted(i for i in set(reader.eos_tokens) - self.end_ids if i < vocab_size)
         self._parsers: OrderedDict[Prefix, Any] = OrderedDict()
         self._masks: OrderedDict[Prefix, Tensor] = OrderedDict()
 
@@ -153,7 +174,7 @@ class Grammar:
             return None
         key = prefix, budget
         if key not in self._ways:
-            self._ways[key] = way_out(self._parser(prefix), self._closers, _accepts, budget)
+            self._ways[key] = way_out(self._parser(prefix), self._closers, _accepts, budget, self._longest)
             if len(self._ways) > PARSERS:
                 self._ways.popitem(last=False)
         way = self._ways[key]
@@ -201,14 +222,15 @@ class Grammar:
         return state
 
 
-def tokenizer(lm: LM, end_ids: frozenset[int]) -> tuple[Any, list[int]]:
-    """llguidance's view of a model's tokens, each as the bytes that it writes; and the tokens of `closers`."""
+def tokenizer(lm: LM, end_ids: frozenset[int]) -> tuple[Any, list[int], int]:
+    """llguidance's view of a model's tokens, each as the bytes that it writes; the tokens of `closers`; and the bytes
+    of the longest token."""
     library = _library()
     if lm.tokenizer is None:
         raise ValueError(f"a grammar needs a tokenizer, and {lm.name} has none")
     tokens = TokenBytes(lm, end_ids)
     reader = library.LLTokenizer(library.TokenizerWrapper(tokens), n_vocab=len(tokens.tokens), eos_token=tokens.ends)
-    return reader, closers(tokens.tokens)
+    return reader, closers(tokens.tokens), max(map(len, tokens.tokens))
 
 
 def _accepts(parser: Any) -> bool:
@@ -217,18 +239,30 @@ def _accepts(parser: Any) -> bool:
 
 def shown(text: Any, most: int = 120) -> str:
     """A grammar as it is named in an error."""
-    short = json.dumps(text) if isinstance(text, Mapping) else repr(text)
+    try:
+        short = json.dumps(text) if isinstance(text, Mapping) else repr(text)
+    except RecursionError:
+        return "a text nested more deeply than Python can follow"
     return short if len(short) <= most else short[: most - 4] + " ..."
 
 
-def _kept(kept: OrderedDict[Any, Any], key: Any, make: Callable[[], T]) -> T:
-    if key not in kept:
-        kept[key] = make()
-        if len(kept) > GRAMMARS:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    found: T = kept[key]
-    return found
+def kept(lm: LM, key: Any, make: Callable[[], T]) -> T:
+    """What a model keeps under a key, made where it is not there. Two threads may both make it; one of them counts."""
+    with _lock:
+        found = lm.compiled.get(key)
+    if found is None:
+        found = make()
+    with _lock:
+        found = lm.compiled.setdefault(key, found)
+        lm.compiled.move_to_end(key)
+        if len(lm.compiled) > GRAMMARS:
+            lm.compiled.popitem(last=False)
+    result: T = found
+    return result
+
+
+def _limits() -> Any:
+    return _library().LLParserLimits(**LIMITS)
 
 
 def _library() -> Any:

@@ -9,6 +9,7 @@ from segue.models.sequence import Mark, Sequence
 
 LEAST = 64  # tokens in common that are worth a fork
 MOST = 64  # prompts kept: each is compared with
+COPIED = 1 << 18  # bytes of a layer's rows up to which a copy is read faster than rows that are shared with others
 
 
 class Prefixes:
@@ -37,6 +38,8 @@ class Prefixes:
         self._kept.append(best)
         self.hits += 1
         self.tokens += common
+        if common * lm.bytes_per_row <= COPIED * lm.layers:
+            return best.copy(common)
         other = best.fork()
         other.rollback(Mark(common, None))
         return other
@@ -52,7 +55,7 @@ class Prefixes:
                 return
             if alike == len(kept):
                 self._drop(kept)
-        self._kept.append(sequence.fork())
+        self._kept.append(sequence.copy(size, still=True))
         while self.bytes > self.budget or len(self._kept) > MOST:
             self._drop(self._kept[0])
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 EMBEDDED = Path(__file__).parent / "embedded"
+DRAFTERS = Path(__file__).parent / "heads" / "embedded"  # for the embedded models, by base model and kind
 
 
 def place(source: str | os.PathLike[str] | None) -> tuple[str, str]:
@@ -13,10 +14,11 @@ def place(source: str | os.PathLike[str] | None) -> tuple[str, str]:
     text = "mini" if source is None else os.fspath(source)
     if not text.strip():
         raise ValueError("the model path is empty: leave it out for the embedded model")
-    embedded = EMBEDDED / text
-    if os.sep not in text and not text.startswith(".") and embedded.is_dir() and not Path(text).exists():
+    embedded, path = EMBEDDED / text, Path(text).expanduser()
+    # A model of one's own of that name goes first, but not any folder, as of a training in this place.
+    own = source is not None and (path / "config.json").is_file()
+    if os.sep not in text and not text.startswith(".") and embedded.is_dir() and not own:
         return text, str(embedded)
-    path = Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{text} has no config.json: a model folder holds config.json, weights and a tokenizer")

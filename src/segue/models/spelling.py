@@ -18,7 +18,7 @@ import numpy as np
 
 from segue.data import CapabilityError
 from segue.models.lm import LM
-from segue.models.vocabulary import SPACE, token_bytes
+from segue.models.vocabulary import SPACE, longest_tokens, token_bytes
 
 REMEMBERED = 4096  # words, and contexts, whose answers are kept
 SAMPLE = "Hello there, it's 2024!\n  Two  spaces,\tÜber ça.\n\nEnd"
@@ -82,14 +82,9 @@ class LongestPrefix(Spelling):
         self._ids = dict(reversed(self._sorted))
 
     def encode(self, text: bytes) -> list[int]:
-        found, place = [], 0
-        while place < len(text):
-            sizes = range(min(self.longest, len(text) - place), 0, -1)
-            size = next((n for n in sizes if text[place : place + n] in self._ids), 0)
-            if not size:
-                raise ValueError(f"no token spells {text[place : place + 1]!r}")
-            found.append(self._ids[text[place : place + size]])
-            place += size
+        found, end = longest_tokens(text, self._ids, self.longest)
+        if end < len(text):
+            raise ValueError(f"no token spells {text[end : end + 1]!r}")
         return found
 
     def stable(self, tokens: Sequence[int], end: int) -> int:

@@ -43,6 +43,9 @@ class ToyPast:
     def fork(self) -> ToyPast:
         return ToyPast(self.length, self.partial)
 
+    def copy(self, length: int, still: bool = False) -> ToyPast:
+        return ToyPast(length, self.partial)
+
     def view(self, kept: Mapping[int, Tensor], turn: Any = None) -> ToyPast:
         partial = any(rows.shape[-1] < self.length for rows in kept.values())
         return ToyPast(kept[0].shape[-1] if turn is not None else self.length, partial)

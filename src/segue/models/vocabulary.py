@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from segue.data import CapabilityError
@@ -13,6 +13,7 @@ from segue.models.lm import LM
 SPACE = "\u2581"  # SentencePiece's sign for a space
 ANCHOR = "\x02"  # no text has it, and no token joins it to what follows
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+HEAD = 1024  # bytes of a forced text that are looked at: of its tokens only the first is taken, again at every step
 
 
 class TokenBytes:
@@ -36,8 +37,9 @@ class TokenBytes:
 
     def __call__(self, text: bytes | str) -> list[int]:
         """Token ids of a text that a grammar forces, as the model's own tokenizer writes it in the middle of another:
-        at the start some put a space in front. Where that cannot be had, the longest tokens that fit."""
-        data = text if isinstance(text, bytes) else text.encode()
+        at the start some put a space in front. Where that cannot be had, the longest tokens that fit. Of a long text
+        its beginning."""
+        data = _head(text if isinstance(text, bytes) else text.encode())
         try:
             before, whole = (self._lm.encode(ANCHOR + part, special=False) for part in ("", data.decode()))
         except ValueError:  # half a character
@@ -45,18 +47,31 @@ class TokenBytes:
         rest = whole[len(before) :]
         if whole[: len(before)] == before and b"".join(self.tokens[i] for i in rest) == data:
             return rest
-        return self._longest(data)
+        found, _ = longest_tokens(data, self._numbers, self._most)
+        return found  # a byte that no token begins with llguidance finds by itself
 
-    def _longest(self, data: bytes) -> list[int]:
-        found, at = [], 0
-        while at < len(data):
-            ends = range(min(len(data), at + self._most), at, -1)
-            number = next((n for end in ends if (n := self._numbers.get(data[at:end])) is not None), None)
-            if number is None:  # no token writes this byte: llguidance finds out by itself
-                break
-            found.append(number)
-            at += len(self.tokens[number])
-        return found
+
+def longest_tokens(text: bytes, ids: Mapping[bytes, int], most: int) -> tuple[list[int], int]:
+    """At every place the longest token that fits, of at most so many bytes, and where the first byte is that no token
+    begins with; the text's length where there is none."""
+    found: list[int] = []
+    place = 0
+    while place < len(text):
+        ends = range(min(len(text), place + most), place, -1)
+        end = next((end for end in ends if text[place:end] in ids), None)
+        if end is None:
+            break
+        found.append(ids[text[place:end]])
+        place = end
+    return found, place
+
+
+def _head(data: bytes) -> bytes:
+    """The beginning of a text, not in the middle of a character."""
+    end = min(len(data), HEAD)
+    while 0 < end < len(data) and data[end] & 0xC0 == 0x80:
+        end -= 1
+    return data[:end]
 
 
 def token_bytes(tokenizer: Any, name: str) -> tuple[dict[int, bytes], set[int]]:

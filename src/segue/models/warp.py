@@ -124,7 +124,7 @@ def _spellings(words: tuple[str, ...], lm: LM) -> list[list[int]]:
     found = []
     for word in words:
         for text in (word, " " + word):
-            ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = lm.encode(text, special=False)
             if ids and ids not in found:
-                found.append([int(i) for i in ids])
+                found.append(ids)
     return found

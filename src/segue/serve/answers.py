@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isnan
 from typing import Any
@@ -26,6 +26,7 @@ class Answer:
     asked: Asked
     chat: bool
     usage: bool = False  # a last chunk tells it
+    written: Mapping[int, bytes] = field(default_factory=dict)  # by tokens, where they are known
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
     begun: set[int] = field(default_factory=set)  # choices that have text
@@ -135,7 +136,8 @@ class Answer:
 
     def _one(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.lm.decode([token])
-        return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(text.encode())}
+        data = self.written.get(token, text.encode())  # of half a character the text is only a sign
+        return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(data)}
 
 
 def usage(ended: list[Ended], per_prompt: int) -> dict[str, Any]:

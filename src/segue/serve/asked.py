@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segue.api import Model, Request, make_settings
+from segue.models.constraint import prepare
 from segue.models.conversation import Form
 from segue.models.method import Method
 from segue.serve import bodies
@@ -82,6 +83,13 @@ def chat_ids(messages: Sequence[bodies.Message], form: Form) -> list[int]:
         raise refused(error, "messages") from None
 
 
+def constrained(body: bodies.Generation) -> bool:
+    """Whether something has to be compiled for a body."""
+    form = body.response_format
+    stated = (body.regex, body.grammar, body.choices)
+    return any(value is not None for value in stated) or (form is not None and form.type != "text")
+
+
 def text_of(content: str | list[bodies.Part]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
@@ -117,6 +125,9 @@ def _settings(
     values: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": logprobs}
     values["temperature"] = 1.0 if body.temperature is None else body.temperature
     values |= {name: value for name in SAME_NAMES if (value := getattr(body, name)) is not None}
+    for name in ("stop", "bad_words"):
+        if isinstance(given := values.get(name), list):
+            _grant(name, len(given), choosing.limits.max_words, f"strings in {name}")
     if body.logit_bias:
         values["logit_bias"] = body.logit_bias
     form = body.response_format
@@ -129,7 +140,10 @@ def _settings(
     for name in ("json_schema", "regex", "grammar", "choices"):
         if name in values:
             value = values[name]
-            size = len((value if isinstance(value, str) else json.dumps(value)).encode(errors="replace"))
+            try:
+                size = len((value if isinstance(value, str) else json.dumps(value)).encode(errors="replace"))
+            except RecursionError:
+                raise Fault(400, f"{name} is nested too deeply to be followed", param=name) from None
             _grant(name, size, choosing.limits.max_grammar_bytes, f"bytes of {name}")
     return values
 
@@ -145,9 +159,13 @@ def _requests(
 ) -> list[Request]:
     method = _method(body, model, choosing, form)
     try:
-        settings = make_settings(**values)
         for ids in prompts:
             model.lm.check_prompt(ids)
+    except ValueError as error:
+        raise refused(error, "messages" if form is not None else "prompt") from None
+    try:
+        settings = make_settings(**values)
+        prepare(settings, model.lm)
     except ValueError as error:
         raise refused(error) from None
     return [Request(ids, method, settings, scored) for ids in prompts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
@@ -47,7 +47,12 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[Part]
     name: Text | None = None  # read, and without a meaning here
+    # An answer of OpenAI's client, given back as a turn, brings these along.
     refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
 class Generation(Body):
@@ -84,7 +89,7 @@ class Generation(Body):
     bad_words: list[Text] | None = None
     regex: Text | None = None
     grammar: Text | None = None
-    choices: list[Text] | None = None
+    choices: list[Text] | None = Field(default=None, min_length=1)
 
 
 class CompletionBody(Generation):
@@ -104,6 +109,9 @@ class ChatBody(Generation):
     metadata: dict[str, Text] | None = None
     tools: None = None
     tool_choice: None = None
+    parallel_tool_calls: None = None
+    functions: None = None
+    function_call: None = None
 
 
 class TokenizeBody(Body):
@@ -116,3 +124,29 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     model: Text | None = None
     tokens: list[StrictInt]
+
+
+class EmbeddingsBody(Body):
+    model: Text | None = None
+    input: Text | list[Text] | list[StrictInt] | list[list[StrictInt]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: StrictInt | None = Field(default=None, ge=1)
+    user: Text | None = None  # read, and without a meaning here
+    # Segue's own
+    truncate: StrictBool = False
+    deadline: Number | None = Field(default=None, gt=0)
+
+
+class Document(Body):
+    text: Text
+
+
+class RerankBody(Body):
+    model: Text | None = None
+    query: Text
+    documents: list[Text | Document] = Field(min_length=1)
+    top_n: StrictInt | None = Field(default=None, ge=1)
+    return_documents: StrictBool = True
+    # Segue's own
+    truncate: StrictBool = False
+    deadline: Number | None = Field(default=None, gt=0)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
+
 from segue.data import ConstraintError, NumericError
 
 log = logging.getLogger("segue.serve")
 
+NO_MODEL = "model_not_found"  # the code of a name that this server does not serve so
+LONGEST = 1500  # characters of a message: it may quote a value of megabytes
 KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -39,7 +43,23 @@ class Fault(Exception):
         """As the API writes errors."""
         kind = KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         message = self.message.encode(errors="replace").decode()  # it may quote half a surrogate pair
+        message = message if len(message) <= LONGEST else message[: LONGEST - 4] + " ..."
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def gone() -> Fault:
+    """The client has left: nobody reads this, but the log has its status."""
+    return Fault(499, "the client has gone")
+
+
+def late(seconds: float) -> Fault:
+    """A request that took longer than it may."""
+    return Fault(504, f"no answer within {seconds:g} seconds", code="deadline_exceeded")
+
+
+def full(waiting: int, what: str = "requests") -> Fault:
+    """A request that finds no place to wait."""
+    return Fault(429, f"{waiting} {what} wait already; try again soon", code="queue_full")
 
 
 def refused(error: ValueError, param: str | None = None) -> Fault:
@@ -57,4 +77,9 @@ def failed(error: BaseException) -> Fault:
     if isinstance(error, ValueError) and not isinstance(error, NumericError):
         return refused(error)
     log.error("a request failed", exc_info=error)
+    if isinstance(error, NumericError):
+        return Fault(500, "the model gave NaN or infinite logits for this request", code="numeric_error")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        message = "no memory was left for this request: make it smaller, or try again when fewer are answered"
+        return Fault(503, message, code="out_of_memory")
     return Fault(500, "the server failed to answer this request; its log says why")

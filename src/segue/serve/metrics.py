@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 if TYPE_CHECKING:
     from segue.data import Stats
@@ -17,7 +18,9 @@ PER_FORWARD = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 12, 16)
 class Metrics:
     """Counters of one server; several servers in one process keep apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, replica: str | None = None) -> None:
+        """`replica` is a label of every figure, where several servers answer at one address."""
+        self.replica = replica
         self.registry = own = CollectorRegistry()
         by_method = ("method",)
         self.requests = Counter("segue_requests", "Answered requests.", ("path", "status"), registry=own)
@@ -54,6 +57,17 @@ class Metrics:
         self.prefix_hits = Gauge("segue_prefix_hits", "Prompts that began like an earlier one.", registry=own)
         self.prefix_tokens = Gauge("segue_prefix_tokens", "Their tokens that were not read again.", registry=own)
         self.prefix_bytes = Gauge("segue_prefix_bytes", "Cache rows kept of earlier prompts.", registry=own)
+        by_kind = ("kind",)  # embeddings or rerank
+        self.encoder_queue = Gauge("segue_encoder_queue_length", "Requests at the encoders.", registry=own)
+        self.encoded_texts = Counter("segue_encoded_texts", "Texts that encoders read.", by_kind, registry=own)
+        self.encoded_tokens = Counter("segue_encoded_tokens", "Their tokens.", by_kind, registry=own)
+        self.encoder_seconds = Histogram(
+            "segue_encoder_seconds",
+            "From arrival to the answer of an encoder, waiting included.",
+            by_kind,
+            buckets=SECONDS,
+            registry=own,
+        )
         self._totals: dict[str, tuple[int, int]] = {}
 
     def book(self, stats: Stats) -> None:
@@ -77,4 +91,18 @@ class Metrics:
 
     def text(self) -> bytes:
         """As Prometheus reads them."""
-        return generate_latest(self.registry)
+        return generate_latest(self.registry if self.replica is None else Labelled(self.registry, self.replica))
+
+
+class Labelled(CollectorRegistry):
+    """What a registry holds, with the name of its replica."""
+
+    def __init__(self, registry: CollectorRegistry, replica: str) -> None:
+        super().__init__()
+        self._registry = registry
+        self._replica = replica
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [one._replace(labels={**one.labels, "replica": self._replica}) for one in metric.samples]
+            yield metric

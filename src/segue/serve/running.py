@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,7 +25,8 @@ def read_keys(path: Path | None) -> list[str]:
 
 def serve(app: FastAPI, host: str, port: int, *, drain: float, json_log: bool) -> None:
     """Serve until SIGTERM or Ctrl-C. Then no connection is taken any more, and those that are open have `drain`
-    seconds to get their answers."""
+    seconds to get their answers. After SIGTERM the process ends with exit code 0."""
+    signal.signal(signal.SIGTERM, _leave)  # uvicorn raises the signal once more at the end
     logging.basicConfig(level=logging.INFO, format="%(message)s" if json_log else "%(levelname)s %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING if json_log else logging.INFO)
     uvicorn.run(
@@ -35,3 +38,7 @@ def serve(app: FastAPI, host: str, port: int, *, drain: float, json_log: bool) -
         server_header=False,
         timeout_graceful_shutdown=max(int(drain), 1),
     )
+
+
+def _leave(*_: Any) -> None:
+    raise SystemExit(0)

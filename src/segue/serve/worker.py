@@ -22,7 +22,7 @@ from segue.data import Completion, TokenLogprob
 from segue.models.engine import Engine
 from segue.models.job import Job
 from segue.models.run import Run
-from segue.serve.faults import Fault, failed, log
+from segue.serve.faults import Fault, failed, full, late, log
 from segue.serve.metrics import Metrics
 
 IDLE = 1.0  # seconds without work after which memory goes back to the system
@@ -97,6 +97,7 @@ class Worker:
         self.model = model
         self.metrics = metrics
         self.max_queue = max_queue
+        self.told: Callable[[], None] = lambda: None  # called by the worker's thread after the events of a step
         self._make = engine
         self._engine = engine()
         self._wake = threading.Condition()
@@ -130,7 +131,7 @@ class Worker:
             if not self._open:
                 raise Fault(503, "the server is stopping", code="stopping")
             if len(self._queue) >= self.max_queue:
-                raise Fault(429, f"{len(self._queue)} requests wait already; try again soon", code="queue_full")
+                raise full(len(self._queue))
             heapq.heappush(self._queue, (-ticket.priority, next(self._order), ticket))
             self.metrics.queued.set(len(self._queue))
             self._wake.notify()
@@ -167,6 +168,7 @@ class Worker:
                         ticket.deliver(failed(error))
                     self._running.clear()
                     self._engine = self._make()
+                self.told()
 
     def _warm(self) -> None:
         """What the first request would have to wait for."""
@@ -197,7 +199,7 @@ class Worker:
         for ticket in (*(ticket for *_, ticket in gone), *gone_running):
             self._end(ticket)
             if not ticket.cancelled:
-                ticket.deliver(Fault(504, f"no answer within {ticket.seconds:g} seconds", code="deadline_exceeded"))
+                ticket.deliver(late(ticket.seconds))
         self._running = [ticket for ticket in self._running if ticket not in gone_running]
 
     def _admit(self) -> None:

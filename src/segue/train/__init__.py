@@ -18,6 +18,7 @@ from segue.train.recipes import (
     Tuned,
     find_recipe,
 )
+from segue.train.record import Record
 
 if TYPE_CHECKING:
     from segue.models.lm import LM
@@ -48,18 +49,24 @@ def train(
     resume: bool = True,
     threads: int | None = None,
     teacher: Path | None = None,
+    start: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train a recipe in the work folder `out` and return its summary; the model is in `out`/model.
 
     The budget is `minutes` of training time or `tokens`, the recipe's own minutes where neither is given.
     Run again with the same folder, training continues from the last checkpoint. Recipes that distil need
-    the model folder of their `teacher`. Lines for the reader go to `say`.
+    the model folder of their `teacher`; a language model may go on from the folder `start` of an earlier one, with a
+    schedule of its own. Lines for the reader go to `say`.
     """
     chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
     if chosen.taught != (teacher is not None):
         wrong = "needs a teacher: name the folder of a trained model" if chosen.taught else "takes no teacher"
         raise ValueError(f"recipe {chosen.name!r} {wrong}")
+    if start is not None:
+        if not isinstance(chosen, LanguageModel):
+            raise ValueError(f"recipe {chosen.name!r} cannot go on from a model (start); only language models can")
+        Record.of(start, chosen)  # what cannot go on leaves no work folder
 
     def make() -> Task:
         if isinstance(chosen, Translation):
@@ -69,9 +76,10 @@ def train(
         from segue.train.language import LanguageTask
 
         assert isinstance(chosen, LanguageModel)
-        return LanguageTask(chosen, data, out, teacher)
+        return LanguageTask(chosen, data, out, teacher, start)
 
     command = f"segue train {chosen.name} --data DATA" + (" --teacher TEACHER" if chosen.taught else "")
+    command += " --start EARLIER" if start else ""
     return _run(chosen, make, command, out, minutes, tokens, resume, threads, say)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from segue import catalog
 from segue.models.heads import KINDS, DraftNetwork, fitted, load, save
+from segue.models.heads.context import Attending
 from segue.models.heads.lesson import Lesson
 from segue.models.lm import LM
 from segue.models.transformers.lm import TransformersLM
@@ -41,6 +42,8 @@ class DrafterTask:
         cls = KINDS[recipe.kind]
         self.model: Any = load(start, cls, lm) if start else cls.fresh(lm, recipe.seed, **dict(recipe.numbers))
         self.model = self.model.float().train().requires_grad_(True)
+        if recipe.shortlist:
+            self._shorten(recipe.shortlist)
         self.parts: dict[str, States] = {}
         self.prompts: list[list[int]] = []
         per_lesson = max(1, recipe.micro_tokens // (recipe.prompt + recipe.length))
@@ -59,6 +62,16 @@ class DrafterTask:
             self.parts[name] = States(folder, self.model.reads, per_lesson, recipe.seed)
             held = found[-self.parts[name].held_texts :]
             self.prompts = [text if lm.start_ids else text[: recipe.prompt] for text in held[:PROMPTS]]
+
+    def _shorten(self, tokens: int) -> None:
+        if not isinstance(self.model, Attending):
+            able = ", ".join(name for name, cls in KINDS.items() if issubclass(cls, Attending))
+            raise ValueError(
+                f"shortlist={tokens} is not for {self.recipe.kind}, which guesses among all tokens: {able}"
+            )
+        if tokens >= self.lm.vocab_size:
+            raise ValueError(f"shortlist={tokens} is not short: {self.lm.name} has {self.lm.vocab_size} tokens")
+        self.model.shortlist = tokens
 
     @property
     def place(self) -> dict[str, int]:
@@ -112,8 +125,15 @@ class DrafterTask:
             "kind": self.recipe.kind,
             "base": {"name": self.lm.name, "identity": self.lm.identity},
             "shape": dict(self.recipe.numbers),
+            **({"shortlist": self.model.shortlist, "listed": self._listed()} if self.model.shortlist else {}),
             "epochs": {name: part.place["epoch"] for name, part in self.parts.items()},
         }
+
+    def _listed(self) -> float:
+        """How many of the held-out tokens to guess are on the shortlist, in percent."""
+        lessons = (self.parts.get("own") or self.parts["texts"]).heldout()
+        tokens = torch.cat([lesson.ids[lesson.own] for lesson in lessons])
+        return round(100 * float((tokens < self.model.shortlist).float().mean()), 2)
 
     def export(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """The drafter as training stands."""

@@ -14,6 +14,7 @@ from segue.models.build import END_OF_TEXT, PADDING, fresh_llama, load_llama, pr
 from segue.train.batches import Reader, prepare, sequences_per
 from segue.train.evaluate import heldout
 from segue.train.recipes import LanguageModel
+from segue.train.record import FILE, Record
 from segue.train.task import Pass
 from segue.train.tokenizer import special_id
 
@@ -21,14 +22,19 @@ SMALL_EVALUATION = 8192  # tokens per source
 
 
 class LanguageTask:
-    """A `LanguageModel` recipe at work in the folder `out`."""
+    """A `LanguageModel` recipe at work in the folder `out`; with `start`, the folder of a model of the same shape, it
+    goes on from that model's weights and from the place in the data where the model's own training ended."""
 
     told = ("perplexity",)
 
-    def __init__(self, recipe: LanguageModel, data: Path, out: Path, teacher: Path | None) -> None:
+    def __init__(
+        self, recipe: LanguageModel, data: Path, out: Path, teacher: Path | None, start: Path | None = None
+    ) -> None:
         self.recipe = recipe
         self.folder = out / "tokens"
-        shared = teacher / "tokenizer.json" if teacher else None
+        self.record = Record.of(start, recipe) if start else Record()
+        source = start or teacher
+        shared = source / "tokenizer.json" if source else None
         self.tokenizer_file = prepare(data, self.folder, recipe.mixture, recipe.shape.vocab_size, recipe.seed, shared)
         tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
         self.model: Any = fresh_llama(
@@ -38,9 +44,12 @@ class LanguageTask:
             padding=special_id(tokenizer, PADDING),
         )
         self.guide = load_llama(teacher) if teacher else None
-        if self.guide is not None:
-            project_embeddings(self.guide, self.model)
         self.reader = Reader(self.folder, recipe.mixture, recipe.seed)
+        if start is not None:
+            self.model.load_state_dict(load_llama(start).state_dict())
+            self.reader.taken = dict(self.record.read)
+        elif self.guide is not None:
+            project_embeddings(self.guide, self.model)
 
     @property
     def place(self) -> dict[str, int]:
@@ -80,7 +89,10 @@ class LanguageTask:
         return heldout(self.model, self.folder, self.recipe.mixture, limit=SMALL_EVALUATION if quick else None)
 
     def export(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        save_model(self.model, self.tokenizer_file, folder)
+        legs = [*self.record.legs, {**facts, "seed": self.recipe.seed}]
+        record = Record(legs, self.reader.taken)
+        save_model(self.model, self.tokenizer_file, folder, {FILE: record.text()})
 
     def facts(self) -> Mapping[str, Any]:
-        return {"epochs": {name: round(value, 2) for name, value in self.reader.epochs().items()}}
+        epochs = {name: round(value, 2) for name, value in self.reader.epochs().items()}
+        return {"epochs": epochs} | ({"earlier": self.record.legs} if self.record.legs else {})

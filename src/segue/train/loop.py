@@ -76,7 +76,8 @@ class Run:
 
     def export(self, folder: Path) -> None:
         """What can be used, as training stands."""
-        self.task.export(folder, {"recipe": self.recipe.name, "steps": self.step, "tokens": self.tokens})
+        facts = {"recipe": self.recipe.name, "steps": self.step, "tokens": self.tokens}
+        self.task.export(folder, facts | {"minutes": round(self.seconds / 60, 2)})
 
 
 def run_recipe(

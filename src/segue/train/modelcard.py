@@ -47,8 +47,13 @@ SAMPLING = """\
 Written by mini at temperature 0.8, up to 64 tokens, first draw, unedited. The prompt is the opening of a
 held-out document; what the model wrote follows the mark ▶."""
 
+LATER = (
+    " EARLIER is the model of the run above, from whose weights and whose place in the data (`training.json`) a run "
+    "goes on."
+)
+
 LIMITS = """\
-- They saw few tokens (see Training), one to three per parameter: invented words and broken code are common.
+- They saw few tokens (see Training), a few per parameter: invented words and broken code are common.
 - Facts, sums and translations are mostly wrong; nothing these models say should be relied on.
 - English, plus short German sentences. Other languages come back from the tokenizer but were not learned.
 - No summarisation data: `Summarize:` prompts are continued as prose.
@@ -139,20 +144,25 @@ def _training(target: Mapping[str, Any], draft: Mapping[str, Any]) -> str:
     recipe, student = _recipe(target), _recipe(draft)
     made = target["made_on"]
     rows = [
-        [f"`{run['command']}`", f"{run['tokens']:,}", f"{run['steps']:,}", run["minutes"], run["seed"]]
+        [what, f"{leg['tokens']:,}", f"{leg['steps']:,}", leg["minutes"], leg["seed"]]
         for run in (target, draft)
+        for what, leg in (
+            *((f"{leg['recipe']}, run {number}", leg) for number, leg in enumerate(run.get("earlier", ()), 1)),
+            (f"`{run['command']}`", run),
+        )
     ]
     return (
-        table(["command", "tokens seen", "steps", "minutes", "seed"], rows)
+        table(["run", "tokens seen", "steps", "minutes", "seed"], rows)
         + "\n\n"
         + paragraph(
             f"Muon (rate {recipe.muon_lr:g}) for the hidden matrices, AdamW (rate {recipe.adam_lr:g}) for embeddings "
-            f"and norms, {recipe.batch_tokens:,} tokens per step, bfloat16 autocast. The rates warm up over the first "
-            f"{recipe.warm_until:.0%} of the budget, hold, and fall linearly to 0 from {recipe.decay_from:.0%} on. "
+            f"and norms, {recipe.batch_tokens:,} tokens per step, bfloat16 autocast. In every run the rates "
+            f"warm up over the first {recipe.warm_until:.0%} of the budget, hold, and fall linearly to 0 from "
+            f"{recipe.decay_from:.0%} on. "
             f"Sequences have {recipe.length} tokens, {recipe.long_length} from {recipe.long_from:.0%} on. mini-draft "
             f"is distilled from mini: {student.distil:g} × KL(mini ‖ mini-draft) + {1 - student.distil:g} × "
             f"cross-entropy on the data, {student.batch_tokens:,} tokens per step; its embeddings start as the leading "
-            "principal directions of mini's."
+            "principal directions of mini's." + (LATER if target.get("earlier") or draft.get("earlier") else "")
         )
         + "\n\n"
         + paragraph(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from difflib import get_close_matches
+from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
@@ -104,6 +105,7 @@ class Drafter(Recipe):
     length: int = 128  # tokens behind it
     temperature: float = 1.0  # at which the model writes
     top_k: int = 10
+    shortlist: int = 0  # it guesses among so many first tokens of the vocabulary, 0: among all; of those that attend
 
     def size(self) -> dict[str, int]:
         return dict(self.numbers)
@@ -116,6 +118,7 @@ class Tuned(Recipe):
     kind: str
     length: int = 128  # tokens of a text
     mask: int = -1  # token that masks; -1: the tokenizer's own mask, or its padding
+    numbers: tuple[tuple[str, float], ...] = ()  # of its objective, where they are not the objective's defaults
 
     def size(self) -> dict[str, int]:
         return {}
@@ -148,8 +151,12 @@ TUNED: Mapping[str, Tuned] = MappingProxyType(
         for kind in ("space", "lexical_units", "set_block", "free")
     }
 )
-CHOICES = ("texts_until", "windows", "prompt", "length", "temperature", "top_k", "batch_tokens", "adam_lr", "seed")
+CHOICES = (
+    *("texts_until", "windows", "prompt", "length", "temperature", "top_k", "shortlist"),
+    *("batch_tokens", "adam_lr", "seed"),
+)
 TUNED_CHOICES = ("length", "mask", "batch_tokens", "adam_lr", "seed")
+ZERO = ("texts_until", "shortlist", "mask", "seed")  # of these, those that may be 0
 
 
 def _drafter(kind: str, **values: Any) -> Drafter:
@@ -178,10 +185,9 @@ def drafter_recipe(kind: str, values: Mapping[str, Any] = MappingProxyType({})) 
         known = ", ".join(DRAFTERS)
         raise ValueError(f"no drafter of kind {kind!r} can be trained; did you mean {close!r}? There are: {known}")
     recipe = DRAFTERS[kind]
-    own = {name: _number(name, value) for name, value in values.items() if name in CHOICES}
-    shape = dict(recipe.numbers) | {n: int(_number(n, value)) for n, value in values.items() if n not in CHOICES}
-    changed = {name: type(getattr(recipe, name))(value) for name, value in own.items()}
-    recipe = replace(recipe, numbers=tuple(shape.items()), **changed)
+    own = _own(recipe, values, CHOICES)
+    shape = dict(recipe.numbers) | {n: _number(n, value, 0) for n, value in values.items() if n not in CHOICES}
+    recipe = replace(recipe, numbers=tuple(shape.items()), **own)
     recipe = replace(recipe, micro_tokens=min(recipe.micro_tokens, recipe.batch_tokens))
     if not 0 <= recipe.texts_until <= 1:
         raise ValueError(f"texts_until={recipe.texts_until:g} is not allowed: from 0 (never) to 1 (always)")
@@ -189,26 +195,45 @@ def drafter_recipe(kind: str, values: Mapping[str, Any] = MappingProxyType({})) 
 
 
 def tuned_recipe(kind: str, values: Mapping[str, Any] = MappingProxyType({})) -> Tuned:
-    """How a model is tuned for a method; `values` are numbers in which it shall differ, also as text."""
-    recipe = TUNED[kind]
-    for name, value in values.items():
-        if name not in TUNED_CHOICES:
-            raise ValueError(f"{kind} has no number {name!r}: it has {', '.join(TUNED_CHOICES)}")
-        number = 0.0 if name == "mask" and str(value) == "0" else _number(name, value)
-        recipe = replace(recipe, **{name: type(getattr(recipe, name))(number)})
+    """How a model is tuned for a method; `values` are numbers in which it shall differ, of the recipe or of the
+    method's objective, also as text."""
+    from segue.models.tuning import TUNINGS  # needs torch, which a list of the recipes does not
+
+    recipe, objective = TUNED[kind], TUNINGS[kind]
+    likes: dict[str, Any] = {f.name: f.default for f in fields(objective) if f.name != "mask"}
+    strange = next((name for name in values if name not in (*TUNED_CHOICES, *likes)), None)
+    if strange is not None:
+        raise ValueError(f"{kind} has no number {strange!r}: it has {', '.join([*TUNED_CHOICES, *likes])}")
+    own = _own(recipe, values, TUNED_CHOICES)
+    numbers = {name: _number(name, value, likes[name]) for name, value in values.items() if name in likes}
+    objective(**numbers)  # says which of them is not allowed
+    recipe = replace(recipe, numbers=tuple(numbers.items()), **own)
     if recipe.length < 2:
         raise ValueError(f"length={recipe.length} is not allowed: at least 2 tokens, of which one says the next")
     return replace(recipe, micro_tokens=min(recipe.micro_tokens, max(recipe.batch_tokens, recipe.length)))
 
 
-def _number(name: str, value: Any) -> float:
+def _own(recipe: Recipe, values: Mapping[str, Any], choices: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the values that are a recipe's own numbers."""
+    found = {name: _number(name, value, getattr(recipe, name)) for name, value in values.items() if name in choices}
+    for name, number in found.items():
+        if number == 0 and name not in ZERO:
+            raise ValueError(f"{name}={number} is not allowed: above 0")
+    return found
+
+
+def _number(name: str, value: Any, like: float) -> Any:
+    """A number of the kind of `like`, given as text or as a number. ValueError where it is none, is below 0, or has a
+    fraction and may have none."""
     try:
         number = float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         number = float("nan")
-    if not (number > 0 or (number == 0 and name == "texts_until")):
-        raise ValueError(f"{name}={value} is not allowed: a number above 0")
-    return number
+    if not (isfinite(number) and number >= 0):
+        raise ValueError(f"{name}={value} is not allowed: a number of at least 0")
+    if isinstance(like, int) and not number.is_integer():
+        raise ValueError(f"{name}={value} is not allowed: a whole number")
+    return type(like)(number)
 
 
 def find_recipe(name: str) -> Recipe:

@@ -16,12 +16,12 @@ ANSWER = 64  # tokens written behind each
 
 def savings(lm: LM, method: Any, prompts: Sequence[Sequence[int]], temperature: float = 0.0) -> dict[str, float]:
     """Tokens per forward, prompts' own forwards apart, and the share of drafted tokens that were right, in percent."""
-    engine, runs = Engine(), []
+    engine, jobs = Engine(), []
     for number, prompt in enumerate(prompts):
         run = Run(lm, list(prompt), Settings(max_tokens=ANSWER, temperature=temperature, seed=number))
-        engine.add(run, method.run(run))
-        runs.append(run)
-    engine.drain()
+        jobs.append(engine.add(run, method.run(run)))
+    engine.drain(jobs)
+    runs = [job.run for job in jobs]
     tokens = sum(run.stats.tokens - 1 for run in runs)
     forwards = sum(run.stats.target_forwards - run.stats.prefill_forwards for run in runs)
     found = {"tokens_per_forward": round(tokens / max(forwards, 1), 3)}

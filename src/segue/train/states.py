@@ -95,7 +95,7 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
 
 def _shard(lm: LM, texts: Sequence[Sequence[int]], how: Gathering, first: int) -> dict[str, Tensor]:
     """ids (N,), own (N,), lengths (texts,), and of every state the rows (N, D)."""
-    engine = Engine()
+    engine, jobs = Engine(), []
     found: list[dict[str, Tensor]] = [{} for _ in texts]
     for number, text in enumerate(texts):
         own = how.own or bool(lm.start_ids)
@@ -103,8 +103,8 @@ def _shard(lm: LM, texts: Sequence[Sequence[int]], how: Gathering, first: int) -
             max_tokens=how.length, temperature=how.temperature, top_k=how.top_k, seed=how.seed + first + number
         )
         run = Run(lm, list(text if lm.start_ids or not own else text[: how.prompt]), settings)
-        engine.add(run, _keep(run, own, how, found[number]))
-    engine.drain()
+        jobs.append(engine.add(run, _keep(run, own, how, found[number])))
+    engine.drain(jobs)
     whole = {name: torch.cat([one[name] for one in found]) for name in found[0]}
     return {**whole, "lengths": torch.tensor([len(one["ids"]) for one in found])}
 

@@ -43,7 +43,8 @@ class TunedTask:
         most = getattr(network.config, "max_position_embeddings", None) or recipe.length
         if recipe.length > most:
             raise ValueError(f"length={recipe.length} is not allowed: {self.base} reads up to {most} tokens")
-        self.objective = kind(mask=self._mask(recipe.mask)) if kind.masks else kind()
+        numbers: dict[str, Any] = dict(recipe.numbers)
+        self.objective = kind(mask=self._mask(recipe.mask), **numbers) if kind.masks else kind(**numbers)
         pieces = [t[i : i + recipe.length] for t in texts for i in range(0, len(t) - recipe.length + 1, recipe.length)]
         if len(pieces) < PARTS:
             raise ValueError(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from segue.laws.base import LawBroken, decode
 from segue.laws.targets.recall_location import hold
 from segue.laws.worlds import toy_world
 from segue.models.source import EMBEDDED
+from tests.mutation import mutate
 
 DATA = Path(__file__).parents[2] / "data" / "commands.jsonl"
 QUESTION = "Question: How do I see the history of a branch?"
@@ -209,10 +208,6 @@ def test_settings_are_checked_and_come_from_text() -> None:
 def test_a_wrong_rule_breaks_the_law(monkeypatch: pytest.MonkeyPatch, function: str, old: str, new: str) -> None:
     world = toy_world(3)
     hold(RecallLocation(), world)
-    source = textwrap.dedent(inspect.getsource(getattr(RecallLocation, function)))
-    assert source.count(old) == 1
-    namespace = dict(getattr(RecallLocation, function).__globals__)
-    exec(source.replace(old, new), namespace)
-    monkeypatch.setattr(RecallLocation, function, namespace[function])
+    mutate(monkeypatch, RecallLocation, function, old, new)
     with pytest.raises(LawBroken):
         hold(RecallLocation(), world)

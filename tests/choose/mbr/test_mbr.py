@@ -57,7 +57,7 @@ def test_a_search_gives_its_n_best_list(model: Model) -> None:
 
 def test_a_lossless_drafter_draws_the_samples_in_fewer_forwards() -> None:
     model = segue.model(dtype="float32")  # in bfloat16 two tokens may be level, and both are left
-    prompt = "one two three one two three one two three one two"
+    prompt = "One, two, three, four. One, two, three, four. One, two,"
     plain = model.generate(
         prompt, method=segue.method("mbr", samples=2), max_tokens=24, top_k=1, temperature=1.0, seed=0
     )

@@ -57,7 +57,7 @@ def test_states_are_those_of_a_whole_reading_however_the_prompt_was_cut(budget: 
 def test_cosines_with_some_rows_only() -> None:
     past = Past(torch.randn(5, 8), 5)
     step = Step(None, [1, 2], torch.ones(2), torch.randn(2, 8), past.states, past.norms)  # type: ignore[arg-type]
-    assert torch.equal(step.cosines(slice(2, 4)), step.cosines()[:, 2:4])
+    torch.testing.assert_close(step.cosines(slice(2, 4)), step.cosines()[:, 2:4])
 
 
 def test_what_a_request_forbids_is_no_candidate() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-import textwrap
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ from segue.laws.base import LawBroken, decode
 from segue.laws.targets.cards import NEVER, Counted, hold, worth
 from segue.laws.worlds import network_world, toy_world
 from segue.ops.automaton import Avoid
+from tests.mutation import mutate
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +165,6 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_rule_breaks_the_law(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, function, old, new = WRONG[name]
-    cls = getattr(module, owner)
-    source = textwrap.dedent(inspect.getsource(getattr(cls, function)))
-    assert source.count(old) == 1
-    space = dict(vars(module))
-    exec("from __future__ import annotations\n" + source.replace(old, new), space)
-    monkeypatch.setattr(cls, function, space[function])
+    mutate(monkeypatch, getattr(module, owner), function, old, new)
     with pytest.raises(LawBroken):
         hold(Cards(), toy_world(2))

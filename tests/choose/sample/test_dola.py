@@ -17,7 +17,7 @@ from segue.data import CapabilityError, DraftTree, Settings, Want
 from segue.laws.base import LawBroken, decode
 from segue.laws.targets.dola import hold
 from segue.laws.worlds import World, network_world, toy_world
-from tests.laws.test_mutations import Mutation, mutate
+from tests.laws.test_mutations import Mutation
 
 METHOD = DoLa()
 
@@ -63,7 +63,7 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_wrong_rule_breaks_the_law(name: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    mutate(monkeypatch, MUTATIONS[name])
+    MUTATIONS[name].put(monkeypatch)
     with pytest.raises(LawBroken):
         hold(METHOD, world)
 

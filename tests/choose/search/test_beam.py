@@ -16,7 +16,7 @@ from segue.models.engine import Engine
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return segue.model()
+    return segue.model(dtype="float32")  # the same texts on every processor
 
 
 def test_candidates_come_best_first_and_the_best_is_the_answer(model: Model) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import textwrap
 from dataclasses import replace
 from typing import Any
 
@@ -23,13 +21,14 @@ from segue.laws.lattice import listed
 from segue.laws.targets.lattice import hold
 from segue.laws.worlds import World, network_world, toy_world
 from segue.ops.automaton import Phrases, Trie
+from tests.mutation import mutate
 
 PROMPTS = ["Once upon a time", "The capital of France is"]
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return segue.model()
+    return segue.model(dtype="float32")  # in bfloat16 a near tie may part the lattice from greedy decoding
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +58,7 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_wrong_rule_breaks_the_law(monkeypatch: pytest.MonkeyPatch, world: World, name: str) -> None:
-    owner, function, old, new = MUTATIONS[name]
-    original = getattr(owner, function)
-    source = textwrap.dedent(inspect.getsource(original))
-    assert source.count(old) == 1
-    namespace = dict(original.__globals__)
-    exec(source.replace(old, new), namespace)
-    monkeypatch.setattr(owner, function, namespace[function])
+    mutate(monkeypatch, *MUTATIONS[name])
 
     def held() -> None:
         hold(Lattice(), toy_world(3, 2))
@@ -76,7 +69,7 @@ def test_a_wrong_rule_breaks_the_law(monkeypatch: pytest.MonkeyPatch, world: Wor
 
 
 def test_it_holds_many_more_texts_than_a_beam_for_as_many_calls(model: Model) -> None:
-    for prompt in PROMPTS:
+    for prompt in ("The old man", "In the morning the king"):
         beam = model.generate(prompt, method=segue.method("beam", beams=8), max_tokens=24)
         assert beam.stats.rows > 8 * 20
         told = {}

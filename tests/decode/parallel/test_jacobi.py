@@ -240,7 +240,7 @@ def test_iterations_save_forwards_where_tokens_depend_little_on_each_other(mode:
     world = the_world("gpt2")
     random = less_work(Jacobi(mode=mode), world.lm, suite.repetitive(world)).tokens_per_forward
     lm = load(dtype="float32")
-    prompt = lm.encode("One, two, three, four. One, two, three, four. One, two, three, four. One, two,")
+    prompt = lm.encode("the cat sat on the mat. the cat sat on the mat. the cat sat on the mat. the cat sat on")
     real = less_work(Jacobi(mode=mode), lm, prompt).tokens_per_forward
     print(f"{mode}: {random:.2f} tokens per forward of the random network, {real:.2f} of the embedded model")
     assert random > (2.5 if mode == "jacobi" else 1.1)

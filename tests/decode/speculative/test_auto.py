@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import segue
 from segue.card import Card, Paper, SameTokens
 from segue.data import DraftTree, Settings
-from segue.decode.speculative.auto import kind_of
+from segue.decode.speculative.auto import Auto, kind_of
 from segue.decode.speculative.base import Budget, Speculative
 from segue.decode.speculative.budget.guard import LONGEST_REST, OFTEN, RARELY, REST, STRIKES, WINDOW, Guard
+from segue.decode.speculative.jakiro import Jakiro
+from segue.decode.speculative.prompt_lookup import PromptLookup
 from segue.decode.speculative.store.build import build
 from segue.decode.speculative.store.suffix import Suffix
 from segue.laws.base import decode
 from segue.laws.worlds import World, neighbour, toy_world
+from segue.models.heads.jakiro import JakiroNetwork
+from segue.models.prefixes import Prefixes
 from segue.models.run import Run
 
 PERIODIC = [5, 9, 17, 3] * 6
@@ -119,6 +125,73 @@ def test_a_drafter_that_is_always_wrong_is_not_verified_for_long(world: World, m
     (answer,) = decode(world.lm, method, [[1, 2, 3]], Settings(max_tokens=60, ignore_eos=True))
     assert answer.tokens == world.oracle.answer([1, 2, 3], Settings(max_tokens=60, ignore_eos=True)).tokens
     assert answer.stats.methods["plain"] > 0.7 * answer.stats.rounds
+
+
+def jakiro(world: World, first: float) -> JakiroNetwork:
+    """An untrained drafter whose drafts are said to take so many seconds."""
+    network = JakiroNetwork.fresh(world.lm, inner=16).eval().requires_grad_(False)
+    network.first = first
+    return network
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_trained_drafter_goes_on_beside_the_others_where_that_pays(
+    world: World, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    monkeypatch.setattr(Run, "step_seconds", lambda run, rows: 1.0 + 0.01 * (rows - 1))
+    asked: list[int] = []
+
+    class Watched(Jakiro):
+        name = "jakiro"
+
+        def propose(self, run: Run, state: Any, budget: Budget) -> Any:
+            asked.append(budget.depth)
+            return super().propose(run, state, budget)
+
+    settings = Settings(max_tokens=40, ignore_eos=True, temperature=temperature, seed=2)
+    prompt, rounds = world.prompts[0], []
+    expected = decode(world.lm, segue.method("plain"), [prompt], settings)[0].tokens
+    for first in (0.01, 50.0):
+        world.lm.reset_stores()
+        asked.clear()
+        method = Auto(drafters=(PromptLookup(), Watched(heads=jakiro(world, first), width=2)))
+        (answer,) = decode(world.lm, method, [prompt], settings)
+        assert answer.tokens == expected
+        rounds.append(len(asked))
+        assert answer.stats.draft_forwards == 0  # what it reads it gets from rounds in which it was not asked, too
+    assert rounds[0] > 0
+    assert rounds[1] == 0
+
+
+def test_a_trained_drafter_that_takes_longer_than_it_says_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "step_seconds", lambda run, rows: 1.0 + 0.01 * (rows - 1))
+
+    class Slow(Jakiro):
+        def propose(self, run: Run, state: Any, budget: Budget) -> Any:
+            time.sleep(0.02)
+            return super().propose(run, state, budget)
+
+    method = Auto(drafters=(Slow(heads=jakiro(world, 0.001), width=2),), budget="fixed")
+    settings = Settings(max_tokens=200, ignore_eos=True)
+    (answer,) = decode(world.lm, method, world.prompts[:1], settings)
+    assert answer.tokens == world.oracle.answer(world.prompts[0], settings).tokens
+    assert "rested" in answer.stats.note
+
+
+def test_the_packages_drafter_is_used_on_its_model_alone() -> None:
+    by_default = [drafter.name for drafter in segue.method("auto").drafters]
+    assert ("jakiro" in by_default) == ("jakiro" in Auto().allow)
+    for name, able in (("mini", True), ("mini-draft", False)):
+        lm = segue.model(name).lm
+        assert (not Jakiro().lacks(lm)) == able
+        run = Run(lm, [5, 6, 7], Settings(max_tokens=4))
+        method = segue.method("auto", allow="prompt_lookup,jakiro")
+        assert list(method.start(run).joining) == (["jakiro"] if able else [])
+        assert method.reading(method.start(run)).hidden == ((-1,) if able else ())
+        run.prefixes = Prefixes(1 << 20)  # requests share what they read of their prompts: there are no states of it
+        assert not method.start(run).joining
 
 
 def test_kinds_tell_code_and_length_and_sampling_apart() -> None:

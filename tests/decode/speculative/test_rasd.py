@@ -206,7 +206,7 @@ def test_a_planned_depth_is_that_of_the_model_and_not_of_retrieval(
         assert stats.tokens / stats.rounds > 5
         assert len(heard.trees) < 40  # 77 where its depth followed what was retrieved
     else:
-        assert stats.tokens / stats.rounds > 4  # 1.5 there
+        assert stats.tokens / stats.rounds > 3  # 1.5 there
 
 
 def test_the_draft_model_drafts_from_the_text_when_retrieval_was_right(listen: Listen) -> None:

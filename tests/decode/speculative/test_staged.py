@@ -43,7 +43,7 @@ def test_greedy_proposals_are_those_of_the_draft_model(inner: Any) -> None:
 
 def test_the_draft_model_runs_fewer_forwards_on_a_text_that_repeats() -> None:
     model = segue.model(dtype="float32")
-    prompt = "One, two, three, four. One, two, three, four. One, two, three, four. One,"
+    prompt = "Red, green, blue. Red, green, blue. Red, green, blue. Red,"
     settings: dict[str, Any] = {"max_tokens": 64, "ignore_eos": True}
     alone = model.generate(prompt, DraftModel(draft="mini-draft", gamma=8), **settings)
     staged = model.generate(prompt, Staged(draft="mini-draft", inner=PromptLookup(), gamma=8), **settings)

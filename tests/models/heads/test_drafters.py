@@ -42,6 +42,17 @@ def test_what_was_saved_is_read(lm: LM, folder: Path) -> None:
     assert not any(weight.requires_grad for weight in read.parameters())
 
 
+def test_fresh_weights_follow_from_the_seed_alone(lm: LM) -> None:
+    """Also the biases, which torch draws; and its own random state is left alone."""
+    first = BlockwiseHeads.fresh(lm, 3, heads=2, inner=8)
+    torch.rand(5)
+    before = torch.get_rng_state()
+    again, other = (BlockwiseHeads.fresh(lm, seed, heads=2, inner=8) for seed in (3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in first.state_dict().items())
+    assert not torch.equal(first.hidden.weight, other.hidden.weight)
+
+
 def test_another_models_drafter_is_refused_with_both_names(folder: Path) -> None:
     other = network_world("llama", seed=1).lm
     with pytest.raises(ValueError, match=r"was trained for tiny-llama-0 .* cannot draft for tiny-llama-1"):

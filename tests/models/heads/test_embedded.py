@@ -10,8 +10,9 @@ import pytest
 import segue
 from segue import catalog
 from segue.api import Model
-from segue.models.heads import DRAFTERS, embedded
+from segue.models.heads import embedded
 from segue.models.heads.base import SHEET
+from segue.models.source import DRAFTERS
 
 KINDS = sorted(path.parent.name for path in DRAFTERS.glob(f"*/*/{SHEET}"))
 SUITE = Path(segue.__file__).parent / "bench" / "suites" / "spec.jsonl"

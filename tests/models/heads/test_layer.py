@@ -8,13 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segue.models.heads.layer import Attention, Rows, behind, picked, rotated
+from segue.models.heads.layer import Attention, Rows, behind, rotated
 
 
-@pytest.fixture
-def attention() -> Attention:
+@pytest.fixture(params=["ours", "as others have it"])
+def attention(request: pytest.FixtureRequest) -> Attention:
     torch.manual_seed(0)
-    return Attention(10, 3).requires_grad_(False)
+    if request.param == "ours":
+        return Attention(10, 3).requires_grad_(False)
+    return Attention(10, 6, groups=3, size=4, norm=False, bias=True, base=50.0).requires_grad_(False)
 
 
 def test_rotation_keeps_products_of_equal_distances() -> None:
@@ -31,6 +33,8 @@ def test_rotation_keeps_products_of_equal_distances() -> None:
 def test_a_pair_turns_by_its_position() -> None:
     (row,) = rotated(torch.tensor([[1.0, 0.0]]), range(2, 3))
     assert row.tolist() == pytest.approx([math.cos(2), math.sin(2)])
+    (row,) = rotated(torch.tensor([[0.0, 1.0, 0.0, 0.0]]), range(2, 3), 16.0)  # the second of two pairs: a fourth
+    assert row.tolist() == pytest.approx([0.0, math.cos(0.5), 0.0, math.sin(0.5)])
 
 
 def test_attention_is_pytorchs(attention: Attention) -> None:
@@ -38,8 +42,8 @@ def test_attention_is_pytorchs(attention: Attention) -> None:
     keys, values = attention.rows(states, span)
     assert keys.shape == (2, 3, 6, 4)  # a third of ten, made even
     mask = places[:, None] >= places
-    queries = rotated(attention._split(attention.query(attention.norm(states))), span)
-    found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    queries = rotated(attention._split(attention.query(attention.norm(states))), span, attention.base)
+    found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=True)
     expected = states + attention.out(found.transpose(1, 2).flatten(-2))
     assert torch.allclose(attention(states, span, (keys, values), mask), expected, atol=1e-6)
 
@@ -59,7 +63,10 @@ def test_chains_are_rows_that_only_their_own_query_sees(attention: Attention) ->
     chain: Rows = behind(None, attention.rows(root, at))
     assert torch.allclose(attention(root, at, shared, chain=chain)[0], plain(root), atol=1e-6)
     both, at = torch.cat([left, right]), range(5, 6)
-    chain = behind(picked(chain, torch.tensor([0, 0])), attention.rows(both, at))
+    chain = behind(
+        (chain[0].index_select(-3, torch.tensor([0, 0])), chain[1].index_select(-3, torch.tensor([0, 0]))),
+        attention.rows(both, at),
+    )
     found = attention(both, at, shared, chain=chain)
     assert torch.allclose(found[0], plain(root, left), atol=1e-6)
     assert torch.allclose(found[1], plain(root, right), atol=1e-6)

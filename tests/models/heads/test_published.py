@@ -253,8 +253,7 @@ def test_heads_of_other_sizes_are_refused_with_both_numbers(world: World, tmp_pa
 @pytest.mark.parametrize(
     ("config", "fragment"),
     [
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLMEagle3"]}, "EAGLE drafter, which is not read"),
-        ({"speculators_model_type": "eagle"}, "EAGLE drafter, which is not read: published formats are mlp_spec"),
+        ({"speculators_model_type": "eagle"}, "holds heads for jakiro, not for mlp_speculator"),
         ({"model_type": "llama"}, "no published heads of a format that is read .*model_type is 'llama'"),
         ({"model_type": "mlp_speculator", "emb_dim": "wide"}, "emb_dim of published heads is wide"),
         ({"medusa_num_heads": 0, "medusa_num_layers": 1}, "holds heads for blockwise_parallel, not for mlp_spec"),

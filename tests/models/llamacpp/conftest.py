@@ -39,8 +39,10 @@ def load(cpp: Any) -> Iterator[Load]:
     """load(path) -> llama.cpp's model pointer, freed at the end."""
     models = []
 
+    from segue.models.llamacpp.load import model_options
+
     def start(path: Path, vocabulary_only: bool = False) -> Any:
-        params = cpp.llama_model_default_params()
+        params = model_options()
         params.n_gpu_layers = 0
         params.use_mmap = False
         params.vocab_only = vocabulary_only

@@ -63,7 +63,8 @@ class Free(Speculative):
         exact=(Limit(knob="threshold", exact_at=1.0),),
         trains="the model",
         needs=("logits", "hidden states", "a choice of layers"),
-        departs="decoders alone; the lossless mode is ours; the mixture is of what was seen to be right and wrong",
+        departs="decoders alone; the lossless mode is ours; the mixture is of what was seen to be right and wrong; the "
+        "tuning's distance of states is relative to their size",
         check="spec",
     )
 

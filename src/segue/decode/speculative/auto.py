@@ -1,6 +1,8 @@
 """Choose the drafter while decoding: the default method, and never slower than plain decoding.
 
 1. All free drafters (no forward of their own) propose; their trees are merged, what they agree on becomes one node.
+   A trained drafter that is allowed goes on beside them, as deep as it adds to what they promise for the time that it
+   takes (measured when it is loaded): often not at all.
 2. Every node's chance is learned from what came (budget/calibration.py): in this request, in requests of its kind
    (code, prose, conversation; short or long; greedy or sampled), and in all of them. No exploration is needed: a
    proposal can be judged by the text whether it was verified or not.
@@ -22,19 +24,20 @@ from typing import Any
 
 from segue.card import Card, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores, Want
-from segue.decode.speculative.base import Outcome, Proposal, Speculative, unread
+from segue.decode.speculative.base import Outcome, Proposal, Speculative, unread, whole
 from segue.decode.speculative.budget.bandit import Bandit
 from segue.decode.speculative.budget.base import Budget, Costs, Planner
 from segue.decode.speculative.budget.calibration import Calibration
 from segue.decode.speculative.budget.expected_gain import ExpectedGain
 from segue.decode.speculative.budget.guard import FLOOR, Guard
 from segue.models.lm import LM
-from segue.models.run import Run
+from segue.models.run import Decoder, Run
 
 Methods = tuple[Speculative, ...]
 Names = tuple[str, ...]
 
 FREE, PLAIN = "free drafters", "plain"
+DEEPEST = 8  # tokens of a trained drafter's draft, at most
 BURST = 8  # rounds that a costly drafter is given once chosen
 HOPE = 2.5  # tokens a round that are expected of a drafter before it was tried
 IDLEST = 16  # rounds without a proposal at most, where nothing that was proposed was worth verifying
@@ -80,11 +83,15 @@ class Auto(Speculative):
 
     def start(self, run: Run) -> Choice:
         self._check(run.lm)
-        able = {d.name: d for d in self.drafters if not d.lacks(run.lm)}
+        # What was read for another request has no states for a trained drafter.
+        shared = run.prefixes is not None
+        able = {d.name: d for d in self.drafters if not d.lacks(run.lm) and not (d.joins and shared)}
         kind = kind_of(run)
-        memory: Memory = run.lm.stores.setdefault("auto", Memory())
+        memory: Memory = run.lm.stores.setdefault(f"auto:{','.join(able)}", Memory())
         known = memory.kinds.setdefault(kind, Calibration(memory.overall))
-        costly = {name: d for name, d in able.items() if not d.free}
+        levels = memory.levels.setdefault(kind, Calibration())
+        joining = {name: d for name, d in able.items() if d.joins}
+        costly = {name: d for name, d in able.items() if not d.free and not d.joins}
         step = run.step_seconds
         # Nothing but hope is known of a costly drafter before it was tried, except what it costs.
         priors = {name: (HOPE, d.price(run, 4) + step(5)) for name, d in costly.items()}
@@ -97,7 +104,9 @@ class Auto(Speculative):
         return Choice(
             able,
             states,
-            ExpectedGain(costs, Calibration(known)) if self.budget == "gain" else super().planner(run, None),
+            ExpectedGain(costs, Calibration(known), Calibration(levels))
+            if self.budget == "gain"
+            else super().planner(run, None),
             {name: d.planner(run, states[name]) for name, d in costly.items()},
             bandit,
             guard,
@@ -105,6 +114,7 @@ class Auto(Speculative):
             memory,
             kind,
             idle=memory.pauses.get(kind, 0),
+            joining={name: [d.price(run, depth) for depth in range(DEEPEST + 2)] for name, d in joining.items()},
         )
 
     def planner(self, run: Run, state: Choice) -> Planner:
@@ -112,7 +122,7 @@ class Auto(Speculative):
 
     def propose(self, run: Run, state: Choice, budget: Budget) -> Proposal:
         state.began = time.perf_counter()
-        state.price, state.proposed = 0.0, False
+        state.price, state.proposed, state.asked = 0.0, False, []
         root = DraftTree.root(run.ids[-1])
         if state.idle and not state.burst:
             state.idle -= 1
@@ -139,7 +149,23 @@ class Auto(Speculative):
                     root = tree
                 else:
                     root.merge(tree)
-        return root
+        return self._joined(run, state, root, budget) if state.joining else root
+
+    def _joined(self, run: Run, state: Choice, tree: DraftTree, budget: Budget) -> Decoder[DraftTree]:
+        """A tree that is there at no cost, and what trained drafters add where that pays."""
+        for name in state.joining:
+            drafter = state.drafters[name]
+            price = state.joining[name].__getitem__
+            own: Budget | None = Budget(budget.nodes, min(budget.depth, DEEPEST))
+            if isinstance(state.planner, ExpectedGain):
+                own = state.planner.beside(tree, name, price, min(budget.depth, DEEPEST))
+            if own is not None and own.depth:
+                state.price += price(own.depth)
+                state.asked.append(name)
+                more = yield from whole(drafter.propose(run, state.states[name], own))
+                more.merge(tree)
+                tree = more
+        return tree
 
     def read(self, run: Run, state: Choice, scores: Scores) -> None:
         for name, drafter in state.drafters.items():
@@ -149,10 +175,15 @@ class Auto(Speculative):
         return Want.join(drafter.reading(state.states[name]) for name, drafter in state.drafters.items())
 
     def wanted(self, state: Choice) -> Want:
-        # A round in which nobody is asked is plain decoding, down to what its forward computes.
+        # A round in which nobody is asked is plain decoding, down to what its forward computes, but for the states that
+        # a trained drafter would else have to read again.
         if not state.proposed:
-            return Want()
+            return Want.join(self._watched(state))
         return Want.join(drafter.wanted(state.states[name]) for name, drafter in state.drafters.items())
+
+    def _watched(self, state: Choice) -> list[Want]:
+        """What trained drafters want of a round in which they are not asked."""
+        return [state.drafters[name].wanted(state.states[name]) for name in state.joining if not state.guard.resting]
 
     def observe(self, run: Run, state: Choice, outcome: Outcome) -> None:
         tree, tokens = outcome.tree, len(outcome.path)
@@ -165,6 +196,9 @@ class Auto(Speculative):
         _count(run, tree if drafted else None)
         if state.proposed:
             self._learn(run, state, outcome, drafted)
+        else:
+            for name in state.joining:
+                state.drafters[name].observe(run, state.states[name], outcome)
         if run.sharing == 1:  # the clock of a shared forward says nothing about one of its runs
             state.guard.saw(plain=not drafted, tokens=tokens, seconds=time.perf_counter() - state.began)
         if run.finish_reason is not None:
@@ -180,6 +214,9 @@ class Auto(Speculative):
         for name, drafter in state.drafters.items():
             own = state.states[name]
             drafter.observe(run, own, outcome.seen_by(drafter.wanted(own)))
+        if isinstance(state.planner, ExpectedGain):
+            for name in state.asked:
+                state.planner.learn_levels(tree, _tokens(outcome), name)
         if state.arm in state.planners:
             state.planners[state.arm].learn(tree, _tokens(outcome))
         predicted = state.price + run.step_seconds(len(tree)) + (run.lm.cost.overhead if drafted else 0.0)
@@ -193,6 +230,7 @@ class Memory:
 
     overall: Calibration = field(default_factory=Calibration)
     kinds: dict[str, Calibration] = field(default_factory=dict)
+    levels: dict[str, Calibration] = field(default_factory=dict)  # of trained drafters, depth by depth
     bandits: dict[str, Bandit] = field(default_factory=dict)
     guards: dict[str, Guard] = field(default_factory=dict)
     pauses: dict[str, int] = field(default_factory=dict)  # rounds without a proposal that were given last
@@ -217,6 +255,8 @@ class Choice:
     price: float = 0.0  # predicted seconds of this round's drafting
     proposed: bool = False  # whether this round's drafters were asked
     idle: int = 0  # rounds in which they will not be
+    joining: dict[str, list[float]] = field(default_factory=dict)  # trained drafters: seconds of a draft by its depth
+    asked: list[str] = field(default_factory=list)  # of them in this round
     gain: float = 1.0  # smoothed predicted speed over plain
 
 

@@ -7,7 +7,7 @@ and statistics are here, once. Sequential cost is one target forward per round, 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -63,6 +63,7 @@ class Speculative:
     card: ClassVar[Card]
     needs = Want()  # what a drafter wants read back besides the logits
     free: ClassVar[bool] = True  # proposing takes no forward and no rows of its own
+    joins: ClassVar[bool] = False  # proposing takes time, but no forward of the target: it may go on beside free ones
     lenience = 1.0  # below 1 sampled drafts are accepted too easily (only draft_model offers it)
 
     budget: str = "fixed"  # what limits a round's draft: fixed (its own fields only), gain, heuristic, ema, thompson
@@ -117,9 +118,13 @@ class Speculative:
         """Seconds that drafting so many tokens takes besides their own verification."""
         return 0.0
 
+    def pricing(self, run: Run, state: Any) -> Callable[[int], float]:
+        """The price of drafts by their tokens, for a planner that asks often."""
+        return lambda tokens: self.price(run, tokens)
+
     def planner(self, run: Run, state: Any) -> Planner:
         """The controller at work on this run."""
-        costs = Costs(run.step_seconds, lambda tokens: self.price(run, tokens), lambda: run.lm.cost.overhead)
+        costs = Costs(run.step_seconds, self.pricing(run, state), lambda: run.lm.cost.overhead)
         return controller(self.budget)(costs)
 
     def run(self, run: Run) -> Decoder[None]:
@@ -141,7 +146,7 @@ class Speculative:
                 going, token = yield from self._plain_round(run, state, proposal)
                 planner.learn(proposal, [token])
                 continue
-            tree = planner.trim(proposal.truncate(budget.nodes + 1, budget.deepest)).narrow(run.lm.most_leaves)
+            tree = planner.trim(proposal.truncate(budget.most + 1, budget.deepest)).narrow(run.lm.most_leaves)
             scores = yield Forward(run.sequence, tree, self.verifying(state, tree))
             path, token = yield from self.decide(run, state, tree, scores)
             run.sequence.commit(path, token)

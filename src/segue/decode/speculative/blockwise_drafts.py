@@ -22,7 +22,7 @@ import torch
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores
 from segue.decode.speculative.base import Budget, Outcome, Proposal
-from segue.decode.speculative.heads.base import Beside, Trained
+from segue.decode.speculative.heads.base import Beside, Trained, likeliest
 from segue.decode.speculative.store.base import StoreError
 from segue.decode.speculative.store.trigram import open_table
 from segue.models.companion import companion
@@ -33,6 +33,7 @@ from segue.models.run import Request, Run
 from segue.ops.sausage import best_paths
 
 WAYS = ("ngram", "paths", "neural")
+TINY = 1e-30  # of a share that is nothing in its precision
 BACK_OFF = 0.4  # what a shorter context counts (Brants et al. 2007)
 
 
@@ -97,12 +98,8 @@ class BlockwiseDrafts(Trained):
         if hidden is None or steps < 1:
             return DraftTree.root(run.ids[-1])
         with torch.inference_mode():
-            logp = state.network.guesses(run.lm, hidden, steps).float().log_softmax(-1)
-        best = logp.topk(min(self.top, logp.shape[-1]))
-        columns = [
-            list(zip(tokens, values, strict=True))
-            for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+            best = likeliest(state.network.guesses(run.lm, hidden, steps), self.top)
+        columns = [[(token, math.log(max(share, TINY))) for share, token in row] for row in best]
         if state.small is not None:
             return self._local(run, state.small, columns)
         step = self._step(run, state)

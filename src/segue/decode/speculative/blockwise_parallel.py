@@ -69,6 +69,10 @@ class BlockwiseParallel(Trained):
             return DraftTree.root(run.ids[-1])
         with torch.inference_mode():
             rows = heads.guesses(run.lm, hidden, steps)
+        if run.target.argmax:
+            tree = DraftTree.chain([run.ids[-1], *rows.argmax(-1).tolist()], self.name)
+            tree.rows.update(enumerate(rows))
+            return tree
         return chain(run, steps, given(run, list(rows)), self.name)
 
     def decide(

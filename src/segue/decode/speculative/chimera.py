@@ -16,16 +16,16 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores
 from segue.decode.speculative.base import Budget, levels
-from segue.decode.speculative.heads.base import Attentive, Growth
-from segue.models.heads.chimera import ChimeraNetwork
+from segue.decode.speculative.heads.base import Attentive, Growth, likeliest
+from segue.models.heads.chimera import ChimeraNetwork, LeanChimera
 from segue.models.heads.context import Context
-from segue.models.heads.layer import Rows, picked
+from segue.models.heads.lean import beside
 from segue.models.run import Request, Run
+from segue.models.threads import on_threads
 
 
 @dataclass(frozen=True)
@@ -60,23 +60,30 @@ class Chimera(Attentive):
         if not widths:
             return DraftTree.root(run.ids[-1])
         yield from self.catch_up(run, state)
-        return self._tree(run, state, widths)
+        with torch.inference_mode(), on_threads(run.lm.threads_for(1)):
+            return self._tree(run, state, widths)
 
-    @torch.inference_mode()
     def _tree(self, run: Run, state: Context, widths: tuple[int, ...]) -> DraftTree:
-        network: ChimeraNetwork = state.network
-        count, device = network.shape.grams, state.last.device
-        keys, values = state.rows(run.ids)
-        context: Rows = (keys[:, -1:], values[:, -1:]) if network.shape.near else (keys, values)
-        growth = Growth(run.ids[-1], device)
-        nodes = torch.zeros(1, dtype=torch.long, device=device)
-        newest = [*[run.ids[0]] * (count - len(run.ids)), *run.ids[-count:]]
-        grams: Tensor = torch.tensor([newest], device=device)
-        chain: Rows | None = None
+        network: LeanChimera = state.lean
+        count, length = network.shape.grams, state.length
+        last = state.last.to(network.dtype)
+        state.read(run.ids)
+        growth, nodes = Growth(run.ids[-1]), [0]
+        grams = [[*[run.ids[0]] * (count - len(run.ids)), *run.ids[-count:]]]
+        stop, bias, above = length, None, torch.zeros(1, dtype=torch.long, device=last.device)
+        first = length - 1 if network.shape.near else 0
         for stage, width in enumerate(widths[: network.shape.heads]):
-            position = range(state.length + stage, state.length + stage + 1)
-            features, chain = network(stage, network.newest(run.lm, grams), position, state.last, context, chain)
-            nodes, places = growth.expand(nodes, run.lm.head(features), width, width)
-            grams = torch.cat([grams[places, 1:], growth.tokens[nodes][:, None]], -1)
-            chain = picked(chain, places)
+            position = range(length + stage, length + stage + 1)
+            vectors = network.newest(run.lm, torch.tensor(grams, device=last.device))
+            queries, keys, values = network.attention.project(vectors, position)
+            state.put(stop, keys, values)
+            bias = beside(bias, above, last.dtype)
+            rows = state.seen(stop + len(nodes), first)
+            features, states = network.guesses(stage, vectors, queries, rows, bias, last)
+            _, keys, values = network.attention.project(states, position)
+            state.put(stop, keys, values)  # later guesses see the state, not the trigram
+            stop += len(nodes)
+            nodes, places = growth.expand(nodes, likeliest(network.logits(run.lm, features), width), width)
+            grams = [[*grams[place][1:], growth.tokens[node]] for node, place in zip(nodes, places, strict=True)]
+            above = torch.tensor(places, device=last.device)
         return growth.tree(sum(widths), self.name)

@@ -109,7 +109,7 @@ def choose(run: Run, states: Tensor, count: int) -> Generator[Request, Scores, t
     best = states[:1]  # g(i, j) for j = 0, 1, ...
     skipped: list[list[bool]] = []  # [i - 1][j]: layer i was skipped on the way to g(i, j)
     for i in range(1, layers + 1):
-        forest = alternatives(token, len(best))
+        forest = DraftTree.alternatives([token] * len(best))
         scores = yield Forward(context, forest, Want(logits="none", layers=(i - 1,), states=best, hidden=(1,)))
         keep = scores.hidden[1]
         width = min(i, count) + 1
@@ -129,11 +129,3 @@ def choose(run: Run, states: Tensor, count: int) -> Generator[Request, Scores, t
         else:
             kept_layers.append(i - 1)
     return tuple(kept_layers[::-1])
-
-
-def alternatives(token: int, count: int) -> DraftTree:
-    """So many nodes at one position, none of which sees another."""
-    no = [False] * count
-    return DraftTree(
-        [token] * count, [-1] * count, [0] * count, no, no, [1.0] * count, [""] * count, is_chain=count == 1
-    )

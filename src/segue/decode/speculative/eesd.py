@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +26,7 @@ from segue.decode.speculative.heads.base import Attentive
 from segue.models.draft import FirstLayers
 from segue.models.heads import trained
 from segue.models.heads.context import Context
-from segue.models.heads.exit import ExitLayer
-from segue.models.heads.layer import Rows
+from segue.models.heads.exit import ExitLayer, LeanExit
 from segue.models.run import Request, Run
 
 
@@ -58,6 +58,8 @@ class EESD(Attentive):
     )
     network = ExitLayer
 
+    joins: ClassVar[bool] = False  # it drafts with the target's own layers
+
     budget: str = "thompson"  # what limits a round's draft: thompson, fixed (gamma only), gain, heuristic, ema
     gamma: int = 8  # tokens drafted per round, at most
 
@@ -70,7 +72,7 @@ class EESD(Attentive):
         network = trained(run.lm, self.network, self.heads)
         # The last token is read by the first layers as well.
         share: float = network.shape.exit / run.lm.layers
-        return (tokens + 1) * share * run.step_seconds(1) + tokens * network.seconds
+        return (tokens + 1) * share * run.step_seconds(1) + network.seconds(tokens)
 
     def planner(self, run: Run, state: Exits) -> Planner:
         rest = 1 - state.network.shape.exit / run.lm.layers
@@ -88,17 +90,15 @@ class EESD(Attentive):
         if steps < 1:
             return DraftTree.root(run.ids[-1])
         yield from self.catch_up(run, state)
-        network: ExitLayer = state.network
-        context = state.rows(run.ids)
-        first = FirstLayers(run.sequence, network.shape.exit)
-        rows: Rows | None = None
+        lean: LeanExit = state.lean
+        state.rows(run.ids)
+        first = FirstLayers(run.sequence, state.network.shape.exit)
 
         def read(ids: list[int]) -> Generator[Request, Scores, Tensor]:
-            nonlocal rows
             scores = yield from first.read(ids[-1])
             with torch.inference_mode():
-                features, rows = network.step(scores.hidden[first.count], len(ids) - 1, context, rows)
-                return run.lm.head(features)[0]
+                features = lean.step(state, scores.hidden[first.count], len(ids) - 1)
+                return lean.logits(run.lm, features)[0]
 
         tree = yield from first.chain(run, steps, read, self.name)
         state.drafted = first

@@ -22,11 +22,12 @@ import torch
 from segue.card import Card, Claim, Paper, SameDistribution, SameTokens
 from segue.data import DraftTree, Scores
 from segue.decode.speculative.base import Budget
-from segue.decode.speculative.heads.base import Attentive, Growth
+from segue.decode.speculative.heads.base import Attentive, Growth, likeliest
 from segue.models.heads.context import Context
-from segue.models.heads.jakiro import JakiroNetwork
-from segue.models.heads.layer import Rows, picked
+from segue.models.heads.jakiro import JakiroNetwork, LeanJakiro
+from segue.models.heads.lean import beside
 from segue.models.run import Request, Run
+from segue.models.threads import on_threads
 
 
 @dataclass(frozen=True)
@@ -63,26 +64,34 @@ class Jakiro(Attentive):
         if depth < 1:
             return DraftTree.root(run.ids[-1])
         yield from self.catch_up(run, state)
-        return self._grow(run, state, depth).tree(nodes, self.name)
+        width = min(self.width, (nodes + 1) // 2)  # more branches would not find room in the tree
+        with torch.inference_mode(), on_threads(run.lm.threads_for(1)):
+            return self._grow(run, state, depth, width, budget.least).tree(nodes, self.name)
 
-    @torch.inference_mode()
-    def _grow(self, run: Run, state: Context, depth: int) -> Growth:
-        network: JakiroNetwork = state.network
-        context, device = state.rows(run.ids), state.last.device
-        growth = Growth(run.ids[-1], device)
-        entering = network.entering(run.lm, state.last, growth.tokens)
-        left, right = network(entering, range(state.length - 1, state.length), context)
-        chain: Rows | None = None
-        nodes = torch.zeros(1, dtype=torch.long, device=device)
-        for level in range(1, depth + 1):
-            children, places = growth.expand(nodes, run.lm.head(left), self.width, self.width**2)
-            if level == depth:
+    def _grow(self, run: Run, state: Context, depth: int, width: int, least: float) -> Growth:
+        network: LeanJakiro = state.lean
+        growth, passes = Growth(run.ids[-1]), max(depth - network.foresees, 1)
+        entering, queries = state.read(run.ids)
+        nodes, stop, bias, before = [0], state.length, None, 1.0
+        for level in range(passes):
+            mass = growth.mass(nodes)
+            # The next pass would start from the nodes of this one: as much of the mass is lost as on the last depth.
+            last = level == passes - 1 or (level > 0 and mass * mass / before < least)
+            both = network.foresees and last and depth > 1
+            guessed = network.guesses(entering, queries, state.seen(stop), bias, both)
+            best = likeliest(network.logits(run.lm, guessed.flatten(0, 1)), width)
+            children, places = growth.expand(nodes, best[:: guessed.shape[1]], width**2)
+            nodes, parents = children[:width], places[:width]
+            if both:
+                growth.expand(nodes, [best[2 * place + 1] for place in parents], width**2)
+            if last:
                 break
-            nodes, places = children[: self.width], places[: self.width]
-            if level == depth - 1 and right is not None:
-                growth.expand(nodes, run.lm.head(right)[places], self.width, self.width**2)
-                break
-            position = range(state.length - 1 + level, state.length + level)
-            before = None if chain is None else picked(chain, places)
-            left, right, chain = network.branch(run.lm, left[places], growth.tokens[nodes], position, context, before)
+            above = torch.tensor(parents, device=guessed.device)
+            tokens = torch.tensor([growth.tokens[node] for node in nodes], device=guessed.device)
+            position = state.length + level
+            entering = network.entering(run.lm, guessed[:, 0].index_select(0, above), tokens)
+            queries, keys, values = network.attention.project(entering, range(position, position + 1))
+            state.put(stop, keys, values)
+            stop += len(nodes)
+            bias, before = beside(bias, above, guessed.dtype), mass
         return growth

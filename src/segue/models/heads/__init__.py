@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 from segue.models.heads import published
@@ -14,13 +15,13 @@ from segue.models.heads.exit import ExitLayer
 from segue.models.heads.jakiro import JakiroNetwork
 from segue.models.heads.speculator import Speculator
 from segue.models.lm import LM
+from segue.models.source import DRAFTERS
 
 __all__ = ["KINDS", "DraftNetwork", "Shape", "embedded", "fitted", "load", "save", "trained"]
 
 KINDS: dict[str, type[DraftNetwork]] = {
     cls.kind: cls for cls in (BlockwiseHeads, Speculator, ChimeraNetwork, JakiroNetwork, ExitLayer)
 }
-DRAFTERS = Path(__file__).parent / "embedded"  # by base model and kind
 
 
 def trained(lm: LM, cls: type[DraftNetwork], source: str | os.PathLike[str] | DraftNetwork | None) -> DraftNetwork:
@@ -51,7 +52,11 @@ def trained(lm: LM, cls: type[DraftNetwork], source: str | os.PathLike[str] | Dr
 
 def embedded(lm: LM, kind: str) -> Path | None:
     """The folder of the drafter of that kind that the package has for this model's weights."""
-    for sheet in sorted(DRAFTERS.glob(f"*/{kind}/{SHEET}")):
-        if lm.identity and json.loads(sheet.read_text())["base"]["identity"] == lm.identity:
-            return sheet.parent
-    return None
+    return _packaged().get((lm.identity, kind)) if lm.identity else None
+
+
+@cache
+def _packaged() -> dict[tuple[str, str], Path]:
+    """The package's drafters by the identity of their base model and their kind; they do not change while it runs."""
+    sheets = {sheet.parent: json.loads(sheet.read_text()) for sheet in sorted(DRAFTERS.glob(f"*/*/{SHEET}"))}
+    return {(sheet["base"]["identity"], sheet["kind"]): folder for folder, sheet in sheets.items()}

@@ -28,7 +28,7 @@ class ParallelHeads(DraftNetwork):
         """The logits (places, V) of the first heads behind a state (D,) of the model."""
         raise NotImplementedError
 
-    def rehearse(self, lm: LM) -> None:
+    def rehearse(self, lm: LM, passes: int) -> None:
         self.guesses(lm, torch.zeros(self.shape.width, device=lm.device), self.shape.heads)
 
 
@@ -47,8 +47,8 @@ class BlockwiseHeads(ParallelHeads):
     def forward(self, states: Tensor) -> Tensor:
         """States (N, D) of the model behind its last norm -> states of the heads (heads, N, D)."""
         states = self.at_home(states)
-        rows = torch.relu(self.hidden(states)).view(-1, self.shape.heads, self.shape.inner)
-        return states + torch.einsum("nhi,hid->hnd", rows, self.out)
+        rows = torch.relu(self.hidden(states)).view(-1, self.shape.heads, self.shape.inner).transpose(0, 1)
+        return torch.baddbmm(states.expand(self.shape.heads, -1, -1), rows, self.out)
 
     def guesses(self, lm: LM, state: Tensor, places: int) -> Tensor:
         return lm.head(self(state[None])[:places, 0])

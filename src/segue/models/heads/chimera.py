@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.models.heads import base
-from segue.models.heads.context import Attending
+from segue.models.heads.context import Attending, Lean
 from segue.models.heads.layer import Attention, Rows, SwiGLU, behind
+from segue.models.heads.lean import LeanExperts, beside, product
 from segue.models.heads.lesson import Lesson, Marks
 from segue.models.lm import LM
 
-REHEARSED = 64  # tokens of the context in which a round is timed
+REHEARSED = 64  # tokens of the context in which a draft is timed
+FRONTIER = 4  # branches of its stages, but for the first
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,26 @@ class ChimeraNetwork(Attending):
         features = last + states + (both @ self.down[stage].T) @ self.up[stage].T
         return features, behind(chain, self.attention.rows(states, position))
 
-    def rehearse(self, lm: LM) -> None:
-        last, context = self.rehearsed(lm, REHEARSED)
-        chain = None
-        for stage in range(self.shape.heads):
-            grams = torch.zeros(1, self.shape.grams, dtype=torch.long, device=lm.device)
-            position = range(REHEARSED + stage, REHEARSED + stage + 1)
-            features, chain = self(stage, self.newest(lm, grams), position, last, context, chain)
-            lm.head(features)
+    def made_lean(self, dtype: torch.dtype) -> LeanChimera:
+        return LeanChimera(self, dtype)
+
+    def passes(self, depth: int) -> int:
+        return min(depth, self.shape.heads)
+
+    def rehearse(self, lm: LM, passes: int) -> None:
+        lean, context = self.rehearsed(lm, REHEARSED)
+        context.read([0] * (REHEARSED + 1))
+        last, stop, bias = context.last.to(lean.dtype), REHEARSED, None
+        for stage in range(passes):
+            count = FRONTIER if stage else 1
+            vectors = lean.newest(lm, torch.zeros(count, self.shape.grams, dtype=torch.long, device=lm.device))
+            queries, keys, values = lean.attention.project(vectors, range(stop, stop + 1))
+            context.put(stop, keys, values)
+            bias = beside(bias, torch.zeros(count, dtype=torch.long, device=lm.device), lean.dtype)
+            stop += count
+            features, states = lean.guesses(stage, vectors, queries, context.seen(stop), bias, last)
+            context.put(stop - count, *lean.attention.project(states, range(stop, stop + 1))[1:])
+            lean.logits(lm, features).softmax(-1, dtype=torch.float32).topk(min(FRONTIER, lm.vocab_size))
 
     def learn(self, lm: LM, lesson: Lesson) -> Marks:
         """Stages see the text's own tokens, as in the authors' code; every state begins a draft."""
@@ -113,3 +127,32 @@ class ChimeraNetwork(Attending):
 def grams_of(ends: Tensor, count: int) -> Tensor:
     """(..., count) places of the newest tokens at ends (...); the first token stands for those before it."""
     return (ends[..., None] + torch.arange(1 - count, 1, device=ends.device)).clamp(min=0)
+
+
+class LeanChimera(Lean):
+    """Drafts as the network does that it was made from."""
+
+    def __init__(self, network: ChimeraNetwork, dtype: torch.dtype) -> None:
+        super().__init__(network, dtype)
+        self.shape = network.shape
+        self._grain, self._trigram = product(network.grain.weight, dtype), product(network.trigram.weight, dtype)
+        self._residual = product(network.residual.t(), dtype)
+        self._feed = LeanExperts([network.feed], network.norm, None, dtype)
+        self._down = [product(down, dtype) for down in network.down]
+        self._up = [product(up, dtype) for up in network.up]
+
+    def newest(self, lm: LM, grams: Tensor) -> Tensor:
+        """Trigram vectors (N, D) of tokens (N, grams), oldest first."""
+        x = self._grain(lm.embed(grams).to(self.dtype)).flatten(-2)
+        return self._trigram(x + F.silu(self._residual(x)))
+
+    def guesses(
+        self, stage: int, vectors: Tensor, queries: Tensor, rows: Rows, bias: Tensor | None, last: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of trigram vectors (N, D), their queries (H, N, C), the rows (H, S, C) that they see but for `bias`, and the
+        last state (1, D) of the base: states (N, D) for the vocabulary projection, and those that stand for the
+        base's."""
+        states = self.attention.find(vectors, queries, *rows, bias)
+        states = self._feed.leave(states, self._feed.enter(states)[0])
+        last = last.expand_as(states)
+        return last + states + self._up[stage](self._down[stage](torch.cat([last, states], -1))), states

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from segue.models.heads import base
-from segue.models.heads.context import Attending
-from segue.models.heads.layer import Attention, Rows, SwiGLU, behind
+from segue.models.heads.context import Attending, Context, Lean
+from segue.models.heads.layer import Attention, Rows, SwiGLU
+from segue.models.heads.lean import LeanExperts, normed
 from segue.models.heads.lesson import Lesson, Marks
 from segue.models.lm import LM
 
@@ -61,26 +62,25 @@ class ExitLayer(Attending):
         states: Tensor,
         positions: range,
         context: Rows,
-        chain: Rows | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
         """States (..., N, D) behind layer N, at N positions or all at one, with the rows of what stands before ->
         states of the last layer as it would be, normalised (..., N, D)."""
-        states = self.attention(self.at_home(states), positions, context, mask, chain)
+        states = self.attention(self.at_home(states), positions, context, mask)
         out: Tensor = self.norm(states + self.feed(self.before(states)))
         return out
 
-    def step(self, state: Tensor, position: int, context: Rows, chain: Rows | None) -> tuple[Tensor, Rows]:
-        """One drafted token: its state (1, D) behind layer N gives the state (1, D) for the head, and the rows of what
-        was drafted so far with its own."""
-        place = range(position, position + 1)
-        own = behind(chain, self.attention.rows(self.at_home(state), place))
-        return self(state, place, context, own), own
+    def made_lean(self, dtype: torch.dtype) -> LeanExit:
+        return LeanExit(self, dtype)
 
-    def rehearse(self, lm: LM) -> None:
-        states = torch.zeros(REHEARSED, self.shape.width, device=lm.device)
-        context = self.attention.rows(self.at_home(states), range(REHEARSED))
-        lm.head(self.step(states[:1], REHEARSED, context, None)[0])
+    def passes(self, depth: int) -> int:
+        return depth
+
+    def rehearse(self, lm: LM, passes: int) -> None:
+        lean, context = self.rehearsed(lm, REHEARSED)
+        context.rows([0] * (REHEARSED + 1))
+        for place in range(REHEARSED, REHEARSED + passes):
+            lean.logits(lm, lean.step(context, context.last, place))
 
     def learn(self, lm: LM, lesson: Lesson) -> Marks:
         marks = Marks()
@@ -92,3 +92,22 @@ class ExitLayer(Attending):
         entries, positions, tokens = lesson.ahead(1)
         marks.guess(lm.head(features[entries, positions]), tokens)
         return marks
+
+
+class LeanExit(Lean):
+    """Drafts as the network does that it was made from."""
+
+    def __init__(self, network: ExitLayer, dtype: torch.dtype) -> None:
+        super().__init__(network, dtype)
+        self._feed = LeanExperts([network.feed], network.before, None, dtype)
+        self._weight, self._eps = network.norm.weight.to(dtype), network.norm.eps
+
+    def step(self, context: Context, state: Tensor, position: int) -> Tensor:
+        """One drafted token: its state (1, D) behind layer N gives the state (1, D) for the head. Its row goes behind
+        those of the text and of the tokens that were drafted before it, all of which it sees."""
+        entering = state.to(self.dtype)
+        queries, keys, values = self.attention.project(entering, range(position, position + 1))
+        context.put(position, keys, values)
+        states = self.attention.find(entering, queries, *context.seen(position + 1), None)
+        states = self._feed.leave(states, self._feed.enter(states)[0])
+        return normed(states, self._eps) * self._weight

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.models.heads import base
-from segue.models.heads.context import Attending
-from segue.models.heads.layer import Attention, Rows, SwiGLU, behind
+from segue.models.heads.context import Attending, Lean
+from segue.models.heads.layer import Attention, Rows, SwiGLU
+from segue.models.heads.lean import LeanExperts, beside, product
 from segue.models.heads.lesson import Lesson, Marks
 from segue.models.lm import LM
 
-REHEARSED = 64  # tokens of the context in which a round is timed
-PASSES, FRONTIER = 4, 8  # of that round, and branches of each but the first
+REHEARSED = 64  # tokens of the context in which a draft is timed
+FRONTIER = 4  # branches of its passes, but for the first
 NOISE = 0.1  # at most, of the states' size, so that guessed states do later
 LIKENESS = 0.1  # weight of the vocabulary's cross-entropy beside the distance of states
 SECOND = 0.5  # weight of the second output's loss
@@ -59,11 +61,11 @@ class JakiroNetwork(Attending):
         return entering
 
     def forward(
-        self, entering: Tensor, positions: range, shared: Rows, mask: Tensor | None = None, chain: Rows | None = None
+        self, entering: Tensor, positions: range, rows: Rows, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """What entered (..., N, D) at N positions or at one, and the rows that it sees as Attention takes them ->
+        """What entered (..., N, D) at N positions, and the rows that it sees but for `mask`, as Attention takes them ->
         guesses (..., N, D) of the next state and, where there are two experts, of the one after."""
-        states = self.attention(entering, positions, shared, mask, chain)
+        states = self.attention(entering, positions, rows, mask)
         inner = self.norm(states)
         if self.gate is None:
             return states + self.experts[0](inner), None
@@ -75,25 +77,28 @@ class JakiroNetwork(Attending):
         top = torch.where(differences[..., :1] > differences[..., 1:], 1.0, -1.0).to(right.dtype)
         return states + left, states + top * right
 
-    def branch(
-        self, lm: LM, features: Tensor, tokens: Tensor, position: range, context: Rows, chain: Rows | None
-    ) -> tuple[Tensor, Tensor | None, Rows]:
-        """The pass for drafted tokens (N,) at one position, with guesses (N, D) of the states before them, the
-        context's rows and those of the branches' earlier tokens: new guesses, and the branches' rows with these."""
-        entering = self.entering(lm, features, tokens)
-        chain = behind(chain, self.attention.rows(entering, position))
-        return *self(entering, position, context, chain=chain), chain
+    def made_lean(self, dtype: torch.dtype) -> LeanJakiro:
+        return LeanJakiro(self, dtype)
 
-    def rehearse(self, lm: LM) -> None:
-        last, context = self.rehearsed(lm, REHEARSED)
-        chain: Rows | None = None
-        for step in range(PASSES):
-            count = FRONTIER if step else 1
-            tokens = torch.zeros(count, dtype=torch.long, device=lm.device)
-            chain = None if step == 1 else chain
-            position = range(REHEARSED + step, REHEARSED + step + 1)
-            left, _, chain = self.branch(lm, last.expand(count, -1), tokens, position, context, chain)
-            lm.head(left)
+    def passes(self, depth: int) -> int:
+        return depth if self.gate is None else max(depth - 1, 1)
+
+    def rehearse(self, lm: LM, passes: int) -> None:
+        lean, context = self.rehearsed(lm, REHEARSED)
+        ids, both = [0] * (REHEARSED + 1), self.gate is not None
+        states, queries = context.read(ids)
+        stop, bias = REHEARSED, None
+        for level in range(passes):
+            guessed = lean.guesses(states, queries, context.seen(stop), bias, both and level == passes - 1)
+            lean.logits(lm, guessed.flatten(0, 1)).softmax(-1, dtype=torch.float32).topk(min(FRONTIER, lm.vocab_size))
+            if level == passes - 1:
+                break
+            nodes = torch.zeros(FRONTIER, dtype=torch.long, device=lm.device)
+            states = lean.entering(lm, guessed[:1, 0].expand(FRONTIER, -1), nodes)
+            queries, keys, values = lean.attention.project(states, range(stop, stop + 1))
+            context.put(stop, keys, values)
+            stop += FRONTIER
+            bias = beside(bias, nodes, guessed.dtype)
 
     def learn(self, lm: LM, lesson: Lesson) -> Marks:
         """The distance of the guessed states, and how their next tokens' distributions differ; states that enter are
@@ -127,3 +132,34 @@ class JakiroNetwork(Attending):
         noise = torch.rand(states.shape, generator=torch.Generator().manual_seed(seed)).to(states)
         size = states.pow(2).mean().sqrt()
         return states + (2 * noise - 1) * (NOISE * size)
+
+
+class LeanJakiro(Lean):
+    """Drafts as the network does that it was made from."""
+
+    def __init__(self, network: JakiroNetwork, dtype: torch.dtype) -> None:
+        super().__init__(network, dtype)
+        self._enter = product(network.enter.weight, dtype, network.enter.bias)
+        self._experts = LeanExperts(
+            [cast("SwiGLU", expert) for expert in network.experts], network.norm, network.gate, dtype
+        )
+        self.foresees = network.gate is not None  # whether it guesses the states after the next as well
+        # Of the experts' difference, by which of the two weights is the larger one.
+        self._signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=dtype, device=network.norm.weight.device)
+
+    def entering(self, lm: LM, states: Tensor, following: Tensor) -> Tensor:
+        return self._enter(torch.cat([lm.embed(following).to(self.dtype), states.to(self.dtype)], -1))
+
+    def guesses(self, states: Tensor, queries: Tensor, rows: Rows, bias: Tensor | None, both: bool) -> Tensor:
+        """Of what entered (N, D), its queries (H, N, C) and the rows (G, S, C) that it sees but for `bias`: guesses
+        (N, M, D) of the next states, and where `both` are wanted of the ones after them as well."""
+        states = self.attention.find(states, queries, *rows, bias)
+        inner, gates = self._experts.enter(states)
+        if not self.foresees:
+            return self._experts.leave(states, inner)[:, None]
+        shares = gates.view(-1, 2, 2).softmax(-1)
+        if not both:
+            return self._experts.mixed(states, inner, shares[:, :1])
+        second = shares[:, 1]
+        second *= torch.where(second[:, :1] > second[:, 1:], self._signs[0], self._signs[1])
+        return self._experts.mixed(states, inner, shares)

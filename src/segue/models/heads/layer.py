@@ -19,46 +19,64 @@ Rows = tuple[Tensor, Tensor]  # keys and values
 
 
 class Attention(nn.Module):
-    """Multi-head attention with a norm before it and the residual behind it."""
+    """Multi-head attention with a norm before it and the residual behind it.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Layers that others trained may have fewer heads G of keys and values than the H of queries, which then share them in
+    turn, another size of a head, no norm, biases before the rotation, and another base of the angles."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        groups: int | None = None,
+        size: int | None = None,
+        norm: bool = True,
+        bias: bool = False,
+        base: float = BASE,
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.size = 2 * math.ceil(width / (2 * heads))  # of a head; even, since pairs are rotated
-        self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.query = nn.Linear(width, heads * self.size, bias=False)
-        self.keys_and_values = nn.Linear(width, 2 * heads * self.size, bias=False)
+        self.heads, self.groups, self.base = heads, groups or heads, base
+        self.size = size or 2 * math.ceil(width / (2 * heads))  # of a head; even, since pairs are rotated
+        self.norm = nn.RMSNorm(width, eps=1e-6) if norm else nn.Identity()
+        self.query = nn.Linear(width, heads * self.size, bias=bias)
+        self.keys_and_values = nn.Linear(width, 2 * self.groups * self.size, bias=bias)
         self.out = nn.Linear(heads * self.size, width, bias=False)
 
     def rows(self, states: Tensor, positions: range) -> Rows:
-        """States (..., N, D) at N positions, or all at one -> keys and values (..., H, N, C)."""
+        """States (..., N, D) at N positions, or all at one -> keys and values (..., G, N, C)."""
         keys, values = self.keys_and_values(self.norm(states)).chunk(2, -1)
-        return rotated(self._split(keys), positions), self._split(values)
+        return rotated(self._split(keys), positions, self.base), self._split(values)
 
     def forward(
         self, states: Tensor, positions: range, shared: Rows, mask: Tensor | None = None, chain: Rows | None = None
     ) -> Tensor:
-        """States (..., N, D) at N positions, or all at one, with what they found in the rows (..., H, S, C) that all
-        see, or those among them that mask (N, S) names, and each in its own chain (..., H, N, J, C)."""
-        queries = rotated(self._split(self.query(self.norm(states))), positions) / self.size**0.5
-        keys, values = shared
+        """States (..., N, D) at N positions, or all at one, with what they found in the rows (..., G, S, C) that all
+        see, or those among them that mask (N, S) names, and each in its own chain (..., G, N, J, C)."""
+        queries = rotated(self._split(self.query(self.norm(states))), positions, self.base) / self.size**0.5
+        keys, values = (self._of_heads(rows, -3) for rows in shared)
         weights = queries @ keys.transpose(-1, -2)
         if mask is not None:
             weights = weights.masked_fill(~mask, -torch.inf)
         if chain is None:
             found = weights.softmax(-1) @ values
         else:
-            own = torch.einsum("...nc,...njc->...nj", queries, chain[0])
+            own_keys, own_values = (self._of_heads(rows, -4) for rows in chain)
+            own = torch.einsum("...nc,...njc->...nj", queries, own_keys)
             count = weights.shape[-1]
             weights = torch.cat([weights, own], -1).softmax(-1)
             found = weights[..., :count] @ values
-            found = found + torch.einsum("...nj,...njc->...nc", weights[..., count:], chain[1])
+            found = found + torch.einsum("...nj,...njc->...nc", weights[..., count:], own_values)
         out: Tensor = self.out(found.transpose(-2, -3).flatten(-2))
         return states + out
 
     def _split(self, rows: Tensor) -> Tensor:
-        """(..., N, H * C) -> (..., H, N, C)."""
-        return rows.view(*rows.shape[:-1], self.heads, self.size).transpose(-2, -3)
+        """(..., N, H * C) -> (..., H, N, C), or those of G heads."""
+        return rows.view(*rows.shape[:-1], -1, self.size).transpose(-2, -3)
+
+    def _of_heads(self, rows: Tensor, dim: int) -> Tensor:
+        """Rows of G heads as H heads see them."""
+        return rows if self.groups == self.heads else rows.repeat_interleave(self.heads // self.groups, dim)
 
 
 class SwiGLU(nn.Module):
@@ -74,19 +92,26 @@ class SwiGLU(nn.Module):
         return out
 
 
-def rotated(rows: Tensor, positions: range) -> Tensor:
+def rotated(rows: Tensor, positions: range, base: float = BASE) -> Tensor:
     """Rows (..., N, C) turned by the angles of their N positions, or of one that all are at (Su et al. 2021)."""
     half = rows.shape[-1] // 2
-    cos, sin = _turns(half, 1 << positions.stop.bit_length(), rows.dtype, rows.device)
-    places = slice(positions.start, positions.stop)
-    return rows * cos[places] + rows.roll(half, -1) * sin[places]
+    cos, sin = turns(half, positions, rows.dtype, rows.device, base)
+    return rows * cos + rows.roll(half, -1) * sin
+
+
+def turns(
+    half: int, positions: range, dtype: torch.dtype, device: torch.device, base: float = BASE
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (N, C) of these positions; the sines of a row's first half are negative."""
+    cos, sin = _turns(half, 1 << positions.stop.bit_length(), dtype, device, base)
+    return cos[positions.start : positions.stop], sin[positions.start : positions.stop]
 
 
 @lru_cache(maxsize=64)
-def _turns(half: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _turns(half: int, length: int, dtype: torch.dtype, device: torch.device, base: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines (length, C) of the positions from 0; the sines of a row's first half are negative."""
     with torch.inference_mode(False):  # training saves them for its backward pass
-        speeds = BASE ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
+        speeds = base ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
         angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * speeds
         cos, sin = angles.cos(), angles.sin()
         return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
@@ -97,8 +122,3 @@ def behind(chain: Rows | None, rows: Rows) -> Rows:
     if chain is None:
         return rows[0].unsqueeze(-2), rows[1].unsqueeze(-2)
     return torch.cat([chain[0], rows[0].unsqueeze(-2)], -2), torch.cat([chain[1], rows[1].unsqueeze(-2)], -2)
-
-
-def picked(chain: Rows, places: Tensor) -> Rows:
-    """The chains (..., H, N, J, C) of these places (M,) among the N."""
-    return chain[0].index_select(-3, places), chain[1].index_select(-3, places)

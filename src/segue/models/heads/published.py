@@ -1,19 +1,15 @@
-"""Trained heads as others publish them: IBM's MLP speculators and Medusa heads, read as drafters of ours.
+"""Trained heads as others publish them: IBM's MLP speculators, Medusa and EAGLE heads, read as drafters.
 
 A folder of theirs has a config.json and weights (.safetensors, or .bin and .pt). It does not say for which weights it
 was trained: what fits a model's width and vocabulary is taken, and drafts for another model are merely not accepted.
-
-- `mlp_speculator` (foundation-model-stack, vLLM): speculator.{emb,proj,ln,head}.N. Tied stages may be stored once.
-- Medusa: N.M.linear are the layers of head N and N.L.weight behind its L layers is its projection; or, in vLLM's
-  names, blocks.N.layers.M and lm_heads.N. A layer may lack its bias. The authors' code has one layer stand for all
-  layers of a head, which a file may hold once.
+EAGLE's files alone may have copies of the model's own tables, and then tell another model. What the formats mean is in
+`formats`.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,15 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from segue.models.heads.base import DraftNetwork, Shape, fits, fitted
+from segue.models.heads.base import DraftNetwork, fits, fitted
+from segue.models.heads.eagle import EagleNetwork
+from segue.models.heads.formats import READERS, TABLES, Weights, eagle_names, layer_of
 from segue.models.heads.medusa import MedusaHeads
 from segue.models.heads.speculator import Speculator
 from segue.models.lm import LM
 
 CONFIG = "config.json"
-READ = "mlp_speculator and medusa"
-
-Weights = Mapping[str, Tensor]
+READ = "mlp_speculator, medusa and eagle"
+PROBES = 16  # rows or columns of a table that are compared
+ALIKE = 0.25  # of their size at most, by which copies in other precisions differ, quantized ones too
 
 
 def found(folder: Path) -> bool:
@@ -48,8 +46,10 @@ def load(folder: Path, kind: str, lm: LM) -> DraftNetwork:
         raise ValueError(f"{folder} holds heads for {cls.kind}, not for {kind}: choose --method {cls.kind}")
     weights = _weights(folder)
     try:
-        shape, renamed = (_speculator if cls is Speculator else _medusa)(config, weights)
+        shape, renamed = READERS[cls](config, weights)
         fits(shape, lm)
+        if cls is EagleNetwork:
+            _check_tables(folder, eagle_names(weights), lm)
         with torch.device("meta"):
             network = cls.of(shape)
         network.load_state_dict(renamed, assign=True)
@@ -76,10 +76,16 @@ def _network(folder: Path, config: Mapping[str, Any]) -> type[DraftNetwork]:
         return Speculator
     if named == "medusa" or "medusa_num_heads" in config:
         return MedusaHeads
-    # EAGLE's files say llama and tell themselves by their architecture; vLLM's speculators say which they are.
+    # vLLM and speculators say that it is EAGLE; the authors' own files say llama, and are told by their one layer.
     told = [named, config.get("speculators_model_type", ""), *(config.get("architectures") or [])]
-    if any("eagle" in str(name).lower() for name in told):
-        raise ValueError(f"{folder} holds an EAGLE drafter, which is not read: published formats are {READ}")
+    told = [str(name).lower() for name in told]
+    if any("eagle3" in name for name in told) or "draft_vocab_size" in config:
+        raise ValueError(
+            f"{folder} holds an EAGLE-3 drafter, which is not read: it reads the states of three layers and has a "
+            "vocabulary of its own; EAGLE-1 and EAGLE-2 are read"
+        )
+    if any("eagle" in name for name in told) or layer_of(config).get("num_hidden_layers") == 1:
+        return EagleNetwork
     raise ValueError(
         f"{folder} holds no published heads of a format that is read ({READ}): its model_type is {named!r}"
     )
@@ -100,54 +106,22 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _number(config: Mapping[str, Any], *names: str, low: int = 1) -> int:
-    """A number of the configuration under the first of these names that it has."""
-    value = next((config[name] for name in names if name in config), None)
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{' or '.join(names)} of published heads is {value} in their {CONFIG}: at least {low}")
-    return value
-
-
-def _speculator(config: Mapping[str, Any], weights: Weights) -> tuple[Shape, dict[str, Tensor]]:
-    """The shape, and the weights under our names."""
-    named = {name.removeprefix("speculator."): weight for name, weight in weights.items()}
-    width, stages = _number(config, "emb_dim"), _number(config, "n_predict")
-    shape = Speculator.shape_type(
-        width,
-        _number(config, "vocab_size"),
-        stages=stages,
-        inner=_number(config, "inner_dim", low=0) or width,
-        tied=bool(config.get("tie_weights", False)) and stages > 1,
-        scale_input=bool(config.get("scale_input", False)),
-    )
-    own = 1 if shape.tied else stages
-    renamed = {"enter.weight": named["proj.0.weight"]}
-    for stage in range(own):
-        renamed |= {
-            f"embedding.{stage}.weight": named[f"emb.{stage}.weight"],
-            f"norm.{stage}.weight": named[f"ln.{stage}.weight"],
-            f"norm.{stage}.bias": named[f"ln.{stage}.bias"],
-            f"head.{stage}.weight": named[f"head.{stage}.weight"],
-        }
-    for stage in range(1, 2 if shape.tied else stages):
-        renamed[f"go_on.{stage - 1}.weight"] = named[f"proj.{stage}.weight"]
-    return shape, renamed
-
-
-def _medusa(config: Mapping[str, Any], weights: Weights) -> tuple[Shape, dict[str, Tensor]]:
-    """The shape, and the weights under our names. The widths are those of the weights: the configuration has none."""
-    heads = _number(config, "medusa_num_heads", "num_heads")
-    layers = _number(config, "medusa_num_layers", "num_hidden_layers")
-    named = {re.sub(r"^medusa_heads?\.", "", name): weight for name, weight in weights.items()}
-    renamed = {}
-    for head in range(heads):
-        usual, other = f"{head}.{layers}.weight", f"lm_heads.{head}.weight"
-        out = renamed[f"out.{head}.weight"] = named[other if other in named else usual]
-        for layer in range(layers):
-            places = [f"{head}.{layer}.linear", f"blocks.{head}.layers.{layer}", f"{head}.0.linear"]
-            place = next((place for place in places if f"{place}.weight" in named), places[0])
-            own = f"layers.{head * layers + layer}"
-            matrix = renamed[f"{own}.weight"] = named[f"{place}.weight"]
-            renamed[f"{own}.bias"] = named.get(f"{place}.bias", matrix.new_zeros(len(matrix)))
-    vocab_size, width = out.shape
-    return MedusaHeads.shape_type(width, vocab_size, heads=heads, layers=layers), renamed
+@torch.no_grad()
+def _check_tables(folder: Path, named: Weights, lm: LM) -> None:
+    """ValueError where a file's copies of a model's tables are not those of `lm`, which alone are used."""
+    for name in TABLES:
+        theirs = named.get(name)
+        if theirs is None:
+            continue
+        same = theirs.shape == (lm.vocab_size, lm.width)
+        if same and name == TABLES[0]:
+            places = torch.linspace(0, lm.vocab_size - 1, PROBES, device=lm.device).long()
+            mine, theirs = lm.embed(places), theirs[places.cpu()]
+        elif same:
+            places = torch.linspace(0, lm.width - 1, PROBES, device=lm.device).long()
+            one_hot = torch.eye(lm.width, dtype=lm.dtype, device=lm.device)[places]
+            mine, theirs = lm.head(one_hot), theirs[:, places.cpu()].T
+        if not same or (theirs.float() - mine.float().cpu()).norm() > ALIKE * mine.float().norm().cpu():
+            raise ValueError(
+                f"the heads in {folder} were trained for another model: their {name} is not that of {lm.name}"
+            )

@@ -77,9 +77,12 @@ class Speculator(DraftNetwork):
         states = F.gelu(self.norm[own](mixed))
         return states, self.head[own](states)
 
-    def rehearse(self, lm: LM) -> None:
+    def passes(self, depth: int) -> int:
+        return min(depth, self.shape.stages)
+
+    def rehearse(self, lm: LM, passes: int) -> None:
         states = self.begin(torch.zeros(1, self.shape.width, device=lm.device))
-        for stage in range(self.shape.stages):
+        for stage in range(passes):
             states, _ = self(stage, states, torch.zeros(1, dtype=torch.long, device=lm.device))
 
     def learn(self, lm: LM, lesson: Lesson) -> Marks:

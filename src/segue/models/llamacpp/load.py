@@ -77,7 +77,7 @@ def _open(file: Path, kv_dtype: str, kv_rows: int | None, sequences: int, thread
     from segue.models.llamacpp.lm import BATCH, LlamaCppLM
 
     _quiet()
-    options = llama_cpp.llama_model_default_params()
+    options = model_options()
     model = llama_cpp.llama_model_load_from_file(str(file).encode(), options)
     if not model:
         raise ValueError(f"llama.cpp cannot load {file}: the file is damaged or of a kind it does not know")
@@ -110,6 +110,18 @@ def _open(file: Path, kv_dtype: str, kv_rows: int | None, sequences: int, thread
         tokenizer=tokenizer,
         eos_ids=eos_ids,
     )
+
+
+def model_options(cpuinfo: Path = Path("/proc/cpuinfo")) -> Any:
+    """llama.cpp's own, but that weights stay as they are on processors with AMX: quantized ones, laid out for it, end
+    the process by a segmentation fault in the first forward (ggml-org/llama.cpp#20824, seen with llama-cpp-python
+    0.3.36 on a Xeon)."""
+    import llama_cpp
+
+    options = llama_cpp.llama_model_default_params()
+    if cpuinfo.is_file() and "amx_int8" in cpuinfo.read_text().split():
+        options.use_extra_bufts = False
+    return options
 
 
 def _check(file: Path, model: Any, library: Any) -> int:

@@ -130,6 +130,11 @@ class LlamaPast:
             other.length = self.length
         return other
 
+    def copy(self, length: int, still: bool = False) -> LlamaPast:
+        other = self.fork()
+        other.truncate(length)
+        return other
+
     def view(self, kept: Mapping[int, Tensor], turn: Any = None) -> LlamaPast:
         raise CapabilityError(
             "llama.cpp does not show its cache: load the transformers checkpoint for methods that draft "

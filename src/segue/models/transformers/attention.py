@@ -1,15 +1,14 @@
 """The attention function that Segue registers with transformers: token trees of many sequences on one token axis.
 
 A forward lays its `Plan` out with `following`; the function finds it there, since some families (stablelm, nemotron)
-do not hand unknown keyword arguments down to their attention. For every item the function appends the new keys and
-values to that sequence's cache and attends over its rows: causal kernel for a chain, ancestor mask for a tree, sliding
-windows by position. Pieces of the past that several sequences share are attended once for all of them and merged by
-log-sum-exp, as in FlashAttention's splits (arXiv:2205.14135) and cascade inference.
+do not hand unknown keyword arguments down to their attention. The function appends the new keys and values to the
+sequences' caches and attends over their rows: causal kernel for a chain, ancestor mask for a tree, sliding windows by
+position; one call for sequences that lie side by side (together.py). Pieces of the past that several sequences share
+are attended once for all of them and joined by log-sum-exp, as in cascade inference.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from segue.data import CapabilityError, DraftTree
 from segue.models.transformers.invariant import own_rows, within
 from segue.models.transformers.kv import KVCache, Shared
+from segue.models.transformers.parts import Form, additive, attended, join, part, scored_part, scores, sunk
+from segue.models.transformers.together import Together, batches
 
 NAME = "segue"
 _IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states"}
@@ -51,34 +51,42 @@ class Item:
     def mask(self, layer: int, base: int, window: int | None, like: Tensor) -> Tensor | None:
         """Additive (n, rows) mask over a layer's rows from `base` on: the past, then the tree; None where every row is
         seen or the causal kernel applies. Built once for all alike layers of a forward."""
-        n, total, past = self.stop - self.start, len(self.tree), self.rows(layer)
-        if window is not None and window > self.past + max(self.tree.depths):
+        past = self.rows(layer)
+        if not self.windowed(window):
             window = None
         if window is not None and past != self.past:
             raise CapabilityError(f"layer {layer} sees a window of rows, and a view has left some of its rows out")
         key = (past, base, window, like.device)
         if key not in self.masks:
-            self.masks[key] = None
-            ordinary = self.tree.is_chain and (n == 1 or (past == base and self.since == 0))
-            if window is not None or not ordinary:
-                visible = torch.ones(n, past - base + total, dtype=torch.bool)
-                visible[:, past - base :] = self.tree.ancestors()[self.since :]
-                if window is not None:
-                    depths = torch.tensor(self.tree.depths)
-                    places = torch.cat([torch.arange(base - past, 0), depths])
-                    visible &= depths[self.since :, None] - places[None, :] < window
-                self.masks[key] = additive(visible, like)
+            ordinary = self.tree.is_chain and (self.stop - self.start == 1 or (past == base and self.since == 0))
+            needed = window is not None or not ordinary
+            self.masks[key] = additive(self.visible(past, base, window), like) if needed else None
         return self.masks[key]
 
+    def windowed(self, window: int | None) -> bool:
+        """Whether a window leaves something out."""
+        return window is not None and window <= self.past + max(self.tree.depths)
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What a layer's attention does besides the ordinary."""
+    def visible(self, past: int, base: int, window: int | None) -> Tensor:
+        """Which of a layer's `past` rows from `base` on, and of the tree behind them, each new row sees: bool (n,
+        rows)."""
+        found = torch.ones(self.stop - self.start, past - base + len(self.tree), dtype=torch.bool)
+        found[:, past - base :] = self.tree.ancestors()[self.since :]
+        if window is not None:
+            depths = torch.tensor(self.tree.depths)
+            places = torch.cat([torch.arange(base - past, 0), depths])
+            found &= depths[self.since :, None] - places[None, :] < window
+        return found
 
-    scale: float
-    window: int | None = None  # rows that a row sees, itself included
-    softcap: float | None = None
-    sinks: Tensor | None = None  # (H,)
+    @property
+    def ordinary(self) -> bool:
+        """Whether its rows are those of its text, and nothing but logits is wanted of them."""
+        return self.attention is None and not any(self.cache.dropped)
+
+    @property
+    def slot_index(self) -> int:
+        assert self.cache.slot is not None
+        return self.cache.slot.index
 
 
 @dataclass(slots=True)
@@ -88,14 +96,15 @@ class Plan:
     items: list[Item]
     alone: bool = False  # every row attends by itself (invariant.py)
     seen: dict[int, tuple[Tensor, Tensor, Form]] | None = None  # while probing: layer -> (key, value, form)
-    pieces: list[tuple[Shared, list[int]]] = field(init=False)  # shared pieces with the numbers of their readers
+    pieces: list[tuple[Shared, list[Item]]] = field(init=False)  # shared pieces with their readers
     turns: tuple[Any, Tensor, Tensor] | None = None  # what `rotation` gave, and for which positions
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
-        readers: dict[tuple[int, int], tuple[Shared, list[int]]] = {}
-        for number, item in enumerate(self.items):
+        readers: dict[tuple[int, int], tuple[Shared, list[Item]]] = {}
+        for item in self.items:
             for piece in item.cache.shared:
-                readers.setdefault((id(piece.buffers), piece.rows), (piece, []))[1].append(number)
+                readers.setdefault((id(piece.slot), piece.rows), (piece, []))[1].append(item)
         self.pieces = list(readers.values())
 
     def rotation(self, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -106,6 +115,31 @@ class Plan:
             signed = torch.cat((-sin[..., :half], sin[..., half:]), -1)
             self.turns = positions, cos[0, :, None], signed[0, :, None]
         return self.turns[1], self.turns[2]
+
+    def grouped(self, device: torch.device) -> Groups:
+        """The items by how they are attended; made once for all layers."""
+        if self.groups is None:
+            self.groups = Groups(self.items, device)
+        return self.groups
+
+
+class Groups:
+    """The items of a pack: batches, and those that are attended one by one."""
+
+    def __init__(self, items: list[Item], device: torch.device) -> None:
+        together, self.single = batches(items) if len(items) > 1 else ([], items)
+        self.together = [Together(members, device) for members in together]
+        rows = [row for batch in self.together for row in batch.rows]
+        rows += [row for item in self.single for row in range(item.start, item.stop)]
+        self._order: Tensor | None = None  # back to the order of the token axis
+        if rows != sorted(rows):
+            self._order = torch.tensor(rows, device=device).argsort()
+
+    def joined(self, parts: list[Tensor]) -> Tensor:
+        """What was found for the batches and for the single items, (1, H, rows, ...) each, in the order of the token
+        axis."""
+        found = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        return found if self._order is None else found[:, :, self._order]
 
 
 _current: ContextVar[Plan | None] = ContextVar("segue_plan", default=None)
@@ -119,12 +153,6 @@ def following(plan: Plan) -> Iterator[Plan]:
         yield plan
     finally:
         _current.reset(token)
-
-
-def additive(visible: Tensor, like: Tensor) -> Tensor:
-    """0 where visible (bool), -inf elsewhere, in the dtype and on the device of `like`."""
-    mask = torch.zeros(visible.shape, dtype=like.dtype)
-    return mask.masked_fill_(~visible, float("-inf")).to(like.device)
 
 
 def attention(
@@ -167,114 +195,79 @@ def attend(plan: Plan, layer: int, query: Tensor, key: Tensor, value: Tensor, fo
     """Append the new rows of every item to its cache and attend over all it has. Shapes as for `attention`."""
     if plan.seen is not None:
         plan.seen[layer] = key, value, form
-    plain = form.softcap is None and form.sinks is None
-    merged = _attend_shared(plan, layer, query, form) if plan.pieces and not plan.alone else {}
-    outputs = []
-    whole = len(plan.items) == 1
-    for number, item in enumerate(plan.items):
-        rows = slice(item.start, item.stop)
-        q = query if whole else query[:, :, rows]
-        new = (key, value) if whole else (key[:, :, rows], value[:, :, rows])
-        keys, values = item.cache.append(layer, *new, item.since)
-        if plan.alone:
-            outputs.append(_attend_alone(item, layer, q, keys, values, form))
-            continue
-        mask = item.mask(layer, item.cache.base, form.window, q)
-        _keep_weights(item, layer, q, form)
-        if plain and number not in merged:
-            causal = mask is None and q.shape[2] > 1
-            gqa = q.shape[1] != keys.shape[1]
-            out = scaled_dot_product_attention(
-                q, keys, values, attn_mask=mask, is_causal=causal, scale=form.scale, enable_gqa=gqa
-            )
-        else:
-            parts = merged.get(number, [])
-            if mask is None and q.shape[2] > 1:
-                mask = additive(item.tree.ancestors(), q)
-            parts.append(_part(q, keys, values, mask, form))
-            out = _merge(parts, form.sinks).to(q.dtype)
-        outputs.append(out)
-    joined = outputs[0] if whole else torch.cat(outputs, dim=2)
-    return joined.transpose(1, 2)
+    if plan.alone:
+        outputs = [_attend_alone(item, layer, query, key, value, form) for item in plan.items]
+        return torch.cat(outputs, 2).transpose(1, 2)
+    groups = plan.grouped(query.device)
+    whole = form.plain and not plan.pieces
+    found = [batch.attend(layer, query, key, value, form, whole) for batch in groups.together]
+    found += [_attend_single(item, layer, query, key, value, form, whole) for item in groups.single]
+    out = groups.joined([one for one, _ in found])
+    if not whole:
+        lse = groups.joined([sums for _, sums in found if sums is not None])
+        for piece, readers in plan.pieces:
+            out, lse = _join_piece((out, lse), piece, readers, layer, query, form)
+        out = (out if form.sinks is None else sunk(out, lse, form.sinks)).to(query.dtype)
+    return out.transpose(1, 2)
 
 
-def _attend_alone(item: Item, layer: int, q: Tensor, keys: Tensor, values: Tensor, form: Form) -> Tensor:
-    """The same with every row by itself: one query over the rows of its own text."""
+def _attend_single(
+    item: Item, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form, whole: bool
+) -> tuple[Tensor, Tensor | None]:
+    """One item over its private rows; result as of `Together.attend`."""
+    q, keys, values = _appended(item, layer, query, key, value)
+    mask = item.mask(layer, item.cache.base, form.window, q)
+    causal = mask is None and q.shape[2] > 1
+    _keep_weights(item, layer, q, form)
+    if not whole:
+        return part(q, keys, values, mask, form, causal)
+    return attended(q, keys, values, mask, form, causal), None
+
+
+def _appended(item: Item, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An item's queries, and its private keys and values with the new ones."""
+    if item.stop - item.start < query.shape[2]:
+        query, key, value = (rows[:, :, item.start : item.stop] for rows in (query, key, value))
+    return query, *item.cache.append(layer, key, value, item.since)
+
+
+def _attend_alone(item: Item, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
+    """One item with every row by itself: one query over the rows of its own text."""
+    q, keys, values = _appended(item, layer, query, key, value)
     _keep_weights(item, layer, q, form)
     rows = []
     for node, (own_keys, own_values) in enumerate(own_rows(item, layer, keys, values)):
         one, k, v = q[:, :, node : node + 1], within(own_keys, form), within(own_values, form)
-        if form.softcap is None and form.sinks is None:
-            gqa = q.shape[1] != k.shape[1]
-            rows.append(scaled_dot_product_attention(one, k, v, scale=form.scale, enable_gqa=gqa))
-        else:
-            part = _scored_part(one, k, v, None, form)
-            rows.append(_merge([part], form.sinks).to(q.dtype))
+        if form.plain:
+            rows.append(attended(one, k, v, None, form))
+            continue
+        out, lse = scored_part(one, k, v, None, form)
+        rows.append((out if form.sinks is None else sunk(out, lse, form.sinks)).to(q.dtype))
     return torch.cat(rows, 2)
 
 
-def _attend_shared(
-    plan: Plan,
-    layer: int,
-    query: Tensor,
-    form: Form,
-) -> dict[int, list[tuple[Tensor, Tensor]]]:
-    """Partial results of every item over the pieces it shares, one attention call for all readers of a piece."""
-    merged: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for piece, numbers in plan.pieces:
-        items = [plan.items[n] for n in numbers]
-        keys, values = items[0].cache.piece(piece, layer)
-        everyone = len(numbers) == len(plan.items)
-        q = query if everyone else torch.cat([query[:, :, i.start : i.stop] for i in items], dim=2)
-        mask = None
-        if form.window is not None:
-            places = torch.cat([torch.tensor(i.tree.depths[i.since :]) + i.past for i in items])
-            distance = places[:, None] - torch.arange(piece.start, piece.start + keys.shape[2])[None, :]
-            if int(distance.max()) >= form.window:
-                mask = additive(distance < form.window, q)
-        out, lse = _part(q, keys, values, mask, form)
-        at = 0
-        for number, item in zip(numbers, items, strict=True):
-            n = item.stop - item.start
-            merged[number].append((out[:, :, at : at + n], lse[:, :, at : at + n]))
-            at += n
-    return merged
-
-
-def _part(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: Form) -> tuple[Tensor, Tensor]:
-    """Attention over one part of the rows: output (1, H, n, d') and log-sum-exp (1, H, n), -inf where it sees none."""
-    if q.device.type == "cpu" and form.softcap is None and mask is None and keys.shape[-1] == values.shape[-1]:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, keys, values, scale=form.scale)
-        return out, lse.float()
-    return _scored_part(q, keys, values, mask, form)
-
-
-def _scored_part(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, form: Form) -> tuple[Tensor, Tensor]:
-    """The same step by step, in float32."""
-    scores = _scores(q, keys, mask, form)
-    lse = scores.logsumexp(-1)
-    p = torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0.0)[..., None])
-    repeat = q.shape[1] // keys.shape[1]
-    return p @ values.repeat_interleave(repeat, 1).float(), lse
-
-
-def _scores(q: Tensor, keys: Tensor, mask: Tensor | None, form: Form) -> Tensor:
-    """Attention logits (1, H, n, rows) in float32."""
-    scores = q.float() @ keys.repeat_interleave(q.shape[1] // keys.shape[1], 1).float().transpose(-1, -2) * form.scale
-    if form.softcap is not None:
-        scores = form.softcap * torch.tanh(scores / form.softcap)
-    return scores if mask is None else scores + mask.float()
-
-
-def _merge(parts: list[tuple[Tensor, Tensor]], sinks: Tensor | None) -> Tensor:
-    """One attention output from parts over disjoint rows; `sinks` (H,) join the denominator only (gpt-oss)."""
-    lses = [lse for _, lse in parts]
-    if sinks is not None:
-        lses.append(sinks.float().view(1, -1, 1).expand_as(lses[0]))
-    total = torch.logsumexp(torch.stack(lses), 0)
-    out = sum(part.float() * torch.exp(lse - total)[..., None] for part, lse in parts)
-    assert isinstance(out, Tensor)
-    return out
+def _join_piece(
+    found: tuple[Tensor, Tensor], piece: Shared, readers: list[Item], layer: int, query: Tensor, form: Form
+) -> tuple[Tensor, Tensor]:
+    """Add what the readers of a piece see of it, in one call, to what was found for all rows."""
+    keys, values = readers[0].cache.piece(piece, layer)
+    rows = None  # all of them
+    if sum(item.stop - item.start for item in readers) < query.shape[2]:
+        rows = torch.cat([torch.arange(item.start, item.stop) for item in readers]).to(query.device)
+    q = query if rows is None else query[:, :, rows]
+    if any(item.windowed(form.window) for item in readers):
+        assert form.window is not None
+        places = torch.cat([torch.tensor(item.tree.depths[item.since :]) + item.past for item in readers])
+        distance = places[:, None] - torch.arange(piece.start, piece.start + keys.shape[2])[None, :]
+        seen = scored_part(q, keys, values, additive(distance < form.window, q), form)  # knows rows that see nothing
+    else:
+        seen = part(q, keys, values, None, form)
+    if rows is None:
+        return join(found, seen)
+    out, lse = found
+    out, lse = out.float(), lse.clone()
+    out[:, :, rows], lse[:, :, rows] = join((out[:, :, rows], lse[:, :, rows]), seen)
+    return out, lse
 
 
 def _keep_weights(item: Item, layer: int, q: Tensor, form: Form) -> None:
@@ -289,4 +282,4 @@ def _keep_weights(item: Item, layer: int, q: Tensor, form: Form) -> None:
     nodes = [node - item.since for node in (range(item.since, len(item.tree)) if wanted is None else wanted)]
     rows = q[:, :, nodes]
     seen = None if mask is None else mask[nodes]
-    item.weights[layer] = torch.softmax(_scores(rows, keys, seen, form), -1)[0]
+    item.weights[layer] = torch.softmax(scores(rows, keys, seen, form), -1)[0]

@@ -19,7 +19,8 @@ from segue.models.transformers.quantized import Make, Product
 
 if TYPE_CHECKING:
     from segue.models.lm import LM
-    from segue.models.transformers.attention import Form, Item
+    from segue.models.transformers.attention import Item
+    from segue.models.transformers.parts import Form
 
 ROWS = 8  # of every product
 

@@ -1,4 +1,4 @@
-"""Key and value rows of one sequence: a chain of shared read-only pieces and a private tail that grows by doubling.
+"""Key and value rows of one sequence: a chain of shared read-only pieces and a private tail in a slot of the arena.
 
 Row i of a layer belongs to position i. Rows behind a layer's length are provisional: the last forward wrote them, and
 only `commit` makes them part of the past. A layer that a forward skipped simply stays shorter.
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segue.models.transformers.layout import Layout
+from segue.models.transformers.arena import SHORTEST, Arena, Slot
 
-SMALLEST = 64  # rows of a fresh buffer
 Turn = Callable[[int, Tensor, Tensor], Tensor]  # layer, keys (1, G, k, d), their positions (k,) -> keys of 0 .. k - 1
 
 
@@ -23,7 +22,7 @@ class Shared:
     """Rows [start, start + rows) that several sequences read and none writes. `rows` is this holder's view: after a
     rollback a holder may see fewer than the buffer has."""
 
-    buffers: list[tuple[Tensor, Tensor]]
+    slot: Slot
     start: int
     rows: int
     layer_rows: tuple[int, ...]  # per layer: rows present, fewer where the layer was skipped
@@ -42,31 +41,30 @@ class KVCache:
     """The past of one sequence."""
 
     __slots__ = (
-        "_buffers",
-        "_capacity",
         "_layers",
         "_open",
         "_provisional",
+        "arena",
         "dropped",
         "layout",
         "lengths",
         "ran",
         "seam",
         "shared",
+        "slot",
         "source",
     )
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
+    def __init__(self, arena: Arena) -> None:
+        self.arena, self.layout = arena, arena.layout
         self.shared: tuple[Shared, ...] = ()
-        self.lengths = [0] * len(layout.layers)  # committed rows of every layer, absolute
-        self.ran: tuple[int, ...] = tuple(range(len(layout.layers)))  # layers of the last forward
-        self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._layers: list[tuple[Tensor, Tensor]] = []  # of every layer its part (1, G, rows, d) of the buffers
-        self._capacity = 0
+        self.lengths = [0] * len(self.layout.layers)  # committed rows of every layer, absolute
+        self.ran: tuple[int, ...] = tuple(range(len(self.layout.layers)))  # layers of the last forward
+        self.slot: Slot | None = None  # of the private rows
+        self._layers: list[tuple[Tensor, Tensor]] = []  # of every layer its part (1, G, rows, d) of the slot
         self._provisional = 0  # rows that the last forward left behind the committed ones
         self._open = False  # those rows wait for the other layers (`reopen`)
-        self.dropped = [0] * len(layout.layers)  # per layer: tokens of the text that a view has no rows of
+        self.dropped = [0] * len(self.layout.layers)  # per layer: tokens of the text that a view has no rows of
         self.seam = 0  # tokens of the text when a view was taken: behind them no row is missing
         self.source: Source | None = None  # what the decoder of an encoder-decoder reads besides: forks share it
 
@@ -78,6 +76,10 @@ class KVCache:
     @property
     def private_bytes(self) -> int:
         return self._capacity * self.layout.bytes_per_row
+
+    @property
+    def _capacity(self) -> int:
+        return 0 if self.slot is None else self.slot.slab.rows
 
     def reserve(self, length: int, new: int, layers: tuple[int, ...] | None, since: int = 0) -> None:
         """Make room for `new` provisional rows behind those of `length` committed tokens in the layers that will run;
@@ -100,19 +102,20 @@ class KVCache:
                 )
         needed = max((self.lengths[layer] for layer in ran), default=0) - self.base + new
         if needed > self._capacity:
-            self._grow(max(needed, 2 * self._capacity, SMALLEST), since)
+            self._grow(max(needed, 2 * self._capacity), since)
         self._provisional, self._open = new, False
 
     def _grow(self, capacity: int, since: int = 0) -> None:
         used = min(self._capacity, max(self.lengths) - self.base + since)
-        buffers = self.layout.empty(capacity)
-        if used > 0:
-            for (keys, values), (old_keys, old_values) in zip(buffers, self._buffers, strict=True):
-                keys[:, :, :used] = old_keys[:, :, :used]
-                values[:, :, :used] = old_values[:, :, :used]
-        self._buffers, self._capacity = buffers, capacity
+        slot = self.arena.take(capacity)
+        if self.slot is not None and used > 0:
+            slot.fill(self.slot, used)
+        self._lie_in(slot)
+
+    def _lie_in(self, slot: Slot) -> None:
+        self.slot = slot
         self._layers = [
-            (buffers[group][0][index : index + 1], buffers[group][1][index : index + 1])
+            (slot.buffers[group][0][index : index + 1], slot.buffers[group][1][index : index + 1])
             for group, index in self.layout.slot
         ]
 
@@ -134,7 +137,8 @@ class KVCache:
                 for layer in self.ran:
                     self._move(self._layers[layer], self.lengths[layer], path)
             else:
-                for pair in self._buffers:
+                assert self.slot is not None
+                for pair in self.slot.buffers:
                     # Layers that did not run are moved along: rows behind their length mean nothing.
                     self._move(pair, self.lengths[self.ran[0]], path)
         for layer in self.ran:
@@ -159,9 +163,9 @@ class KVCache:
             last = kept[-1] if kept else None
             if last is not None:
                 rows = length - last.start
-                kept[-1] = Shared(last.buffers, last.start, rows, tuple(min(r, rows) for r in last.layer_rows))
+                kept[-1] = Shared(last.slot, last.start, rows, tuple(min(r, rows) for r in last.layer_rows))
             self.shared = tuple(kept)
-            self._buffers, self._layers, self._capacity = [], [], 0
+            self.slot, self._layers = None, []
 
     def reopen(self, length: int) -> None:
         """Back to a length, but the rows that the layers of the last forward have behind it wait there for one forward
@@ -180,24 +184,39 @@ class KVCache:
         """
         base, length = self.base, max(self.lengths)
         own = length - base
-        if own >= max(SMALLEST, base // 2):
+        if self.slot is not None and own >= max(SHORTEST, base // 2):
             present = tuple(max(0, n - base) for n in self.lengths)
-            self.shared = (*self.shared, Shared(self._buffers, base, own, present))
-            self._buffers, self._layers, self._capacity = [], [], 0
-        other = KVCache(self.layout)
+            self.shared = (*self.shared, Shared(self.slot, base, own, present))
+            self.slot, self._layers = None, []
+        other = KVCache(self.arena)
         other.shared, other.lengths, other.ran = self.shared, list(self.lengths), self.ran
         other.dropped, other.seam = list(self.dropped), self.seam
         other.source = self.source
         if length > other.base:
-            other._grow(max(own, SMALLEST))
-            for (keys, values), (old_keys, old_values) in zip(other._buffers, self._buffers, strict=True):
-                keys[:, :, :own] = old_keys[:, :, :own]
-                values[:, :, :own] = old_values[:, :, :own]
+            assert self.slot is not None
+            slot = self.arena.take(own)
+            slot.fill(self.slot, own)
+            other._lie_in(slot)
+        return other
+
+    @torch.inference_mode()
+    def copy(self, length: int, still: bool = False) -> KVCache:
+        """A cache with the first `length` rows: shared pieces stay shared, private rows are copied. `still`: nobody
+        will add to it, so it has no room for more, nor a place beside those that are read together."""
+        other = KVCache(self.arena)
+        other.source, other.shared = self.source, self.shared
+        other.lengths = [min(own, self.base) for own in self.lengths]
+        if length <= self.base:
+            other.truncate(length)
+            return other
+        if still:
+            other._lie_in(self.arena.alone(length - self.base))
+        other.follow(self, self.base, length)
         return other
 
     def release(self) -> None:
         """Give the memory back; the sequence is empty afterwards."""
-        self.shared, self._buffers, self._layers, self._capacity = (), [], [], 0
+        self.shared, self.slot, self._layers = (), None, []
         self.lengths = [0] * len(self.lengths)
         self.dropped = [0] * len(self.lengths)
         self.seam = self._provisional = 0
@@ -216,9 +235,9 @@ class KVCache:
         all. Rows keep their positions, so that later ones follow where the text goes on. With `turn` the rows move up
         instead: keys (1, G, k, d) of `positions` are turned to positions 0 .. k - 1, and nothing counts as left out.
         """
-        other = KVCache(self.layout)
+        other = KVCache(self.arena)
         other.ran, other.source = self.ran, self.source
-        other._grow(max(max(self.lengths), SMALLEST))
+        other._grow(max(self.lengths))
         for layer, length in enumerate(self.lengths):
             if length == 0:
                 continue
@@ -275,5 +294,5 @@ class KVCache:
         """The rows of a shared piece in one layer: keys and values (1, G, rows, d)."""
         group, index = self.layout.slot[layer]
         rows = shared.layer_rows[layer]
-        keys, values = shared.buffers[group]
+        keys, values = shared.slot.buffers[group]
         return keys[index : index + 1, :, :rows], values[index : index + 1, :, :rows]

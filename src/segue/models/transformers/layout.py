@@ -46,12 +46,12 @@ class Layout:
     def bytes_per_row(self) -> int:
         return sum(shape.bytes for shape in self.layers)
 
-    def empty(self, rows: int) -> list[tuple[Tensor, Tensor]]:
-        """Per group the keys (L, G, rows, d) and values (L, G, rows, d')."""
+    def empty(self, rows: int, slots: int) -> list[tuple[Tensor, Tensor]]:
+        """Per group the keys (L, slots, G, rows, d) and values (L, slots, G, rows, d')."""
         buffers = []
         for group, shape in enumerate(self.groups):
             count = sum(1 for g, _ in self.slot if g == group)
-            size = (count, shape.kv_heads, rows)
+            size = (count, slots, shape.kv_heads, rows)
             keys = torch.empty(*size, shape.key_width, dtype=shape.dtype, device=shape.device)
             values = torch.empty(*size, shape.value_width, dtype=shape.dtype, device=shape.device)
             buffers.append((keys, values))

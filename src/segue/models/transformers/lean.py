@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segue.models.transformers.attention import Form, Item, Plan, attend, current_plan, following
+from segue.models.transformers.attention import Item, Plan, attend, current_plan, following
 from segue.models.transformers.linear import Make, dense_or_packed, is_linear, swap_linears, weight_of
 from segue.models.transformers.norm import lean_norm
+from segue.models.transformers.parts import Form
 from segue.models.transformers.probe import Recorder, positions_and_tree
 from segue.models.transformers.quantized import Product
 

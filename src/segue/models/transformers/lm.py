@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +17,8 @@ from segue.data import CapabilityError, PackedLogits, Scores, Want
 from segue.models.cost import Cost, cost_of
 from segue.models.lm import LM, Ask
 from segue.models.sequence import Sequence
+from segue.models.threads import on_threads
+from segue.models.transformers.arena import Arena
 from segue.models.transformers.attention import Item, Plan, following
 from segue.models.transformers.kv import KVCache, Turn
 from segue.models.transformers.layers import skipping
@@ -52,6 +52,7 @@ class TransformersLM(LM):
         self._alone = alone
         self._turn: Turn | None = None
         self.layout = layout
+        self._arena = Arena(layout)
         self.name = name
         self.identity = identity
         self.tokenizer = tokenizer
@@ -59,7 +60,7 @@ class TransformersLM(LM):
         self.context_length = context_length
         self.layers = len(layout.layers)
         self.tied = bool(config.tie_word_embeddings)
-        self.eos_ids = _eos_ids(network)
+        self.eos_ids = frozenset(i for i in _eos_ids(network) if i < self.vocab_size)  # no row, no end
         self.weight_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
         self.weight_bytes += sum(getattr(m, "weight_bytes", 0) for m in network.modules())
         self.bytes_per_row = layout.bytes_per_row
@@ -114,12 +115,20 @@ class TransformersLM(LM):
         return self.layout.layers[layer].kv_heads
 
     def embed(self, tokens: Tensor) -> Tensor:
-        rows: Tensor = self.network.get_input_embeddings()(tokens)
+        rows: Tensor = self._table(tokens)
         return rows
 
     def head(self, states: Tensor) -> Tensor:
-        logits: Tensor = self.network.get_output_embeddings()(states.to(self.dtype))
+        logits: Tensor = self._head(states.to(self.dtype))
         return logits
+
+    @cached_property
+    def _table(self) -> Any:
+        return self.network.get_input_embeddings()
+
+    @cached_property
+    def _head(self) -> Any:
+        return self.network.get_output_embeddings()
 
     def turn(self) -> Turn:
         if self._turn is None:
@@ -127,7 +136,7 @@ class TransformersLM(LM):
         return self._turn
 
     def sequence(self) -> Sequence:
-        return Sequence(self, KVCache(self.layout))
+        return Sequence(self, KVCache(self._arena))
 
     @torch.inference_mode()  # a seventh faster than no_grad for one row: no version counters
     def forward(self, asks: Seq[Ask]) -> list[Scores]:
@@ -211,20 +220,6 @@ class TransformersLM(LM):
             scores.append(mine)
             row += len(nodes)
         return scores
-
-
-@contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    """Within the context PyTorch computes with so many threads; 0 leaves it as it is."""
-    before = torch.get_num_threads()
-    if count in (0, before):
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _eos_ids(network: PreTrainedModel) -> frozenset[int]:

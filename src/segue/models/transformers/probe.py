@@ -15,9 +15,11 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from segue.data import CapabilityError, DraftTree
 from segue.models.transformers import attention
-from segue.models.transformers.attention import Form, Item, Plan, following
+from segue.models.transformers.arena import Arena
+from segue.models.transformers.attention import Item, Plan, following
 from segue.models.transformers.kv import KVCache
 from segue.models.transformers.layout import LayerShape, Layout
+from segue.models.transformers.parts import Form
 
 WAY_OUT = "use it through transformers' own generate, or choose a model of a family with plain attention layers"
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -117,7 +119,7 @@ def _ours(network: PreTrainedModel, tokens: Tensor, branch: Tensor) -> tuple[Ten
             raise CapabilityError(f"layer {layer} attends over {tuple(key.shape)} keys for 6 tokens")
         shapes.append(LayerShape(key.shape[1], key.shape[3], value.shape[3], key.dtype, key.device))
     layout = Layout.of(shapes)
-    cache = KVCache(layout)
+    cache = KVCache(Arena(layout))
     cache.reserve(0, 6, None)
     for layer in range(count):
         cache.append(layer, plan.seen[layer][0], plan.seen[layer][1])
@@ -164,7 +166,7 @@ class Recorder(KVCache):
     """Stands in for a cache before its layout is known: hands the new rows straight back."""
 
     def __init__(self, layers: int) -> None:
-        super().__init__(Layout((), (), ()))
+        super().__init__(Arena(Layout((), (), ())))
         self.lengths = [0] * layers
         self.dropped = [0] * layers
 

@@ -24,10 +24,11 @@ from torch import Tensor
 from segue.data import CapabilityError, Scores, Settings, Want
 from segue.models.lm import Ask
 from segue.models.sequence import Sequence
+from segue.models.threads import on_threads
 from segue.models.transformers.attention import Item, Plan
 from segue.models.transformers.kv import KVCache, Source, Turn
 from segue.models.transformers.layout import Layout
-from segue.models.transformers.lm import TransformersLM, on_threads
+from segue.models.transformers.lm import TransformersLM
 from segue.models.transformers.seq2seq_parts import Parts
 
 STANDING = 32  # tokens of the source that a sequence without one reads: only measurements have such
@@ -74,7 +75,7 @@ class Seq2SeqLM(TransformersLM):
             return self.parts.states(torch.tensor([list(source)], device=self.device))[0]
 
     def _over(self, source: Source) -> Sequence:
-        past = KVCache(self.layout)
+        past = KVCache(self._arena)
         past.source = source
         return Sequence(self, past)
 

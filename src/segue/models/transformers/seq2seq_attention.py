@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from segue.data import CapabilityError
-from segue.models.transformers.attention import Form, Item, Plan, additive, attend
+from segue.models.transformers.attention import Item, Plan, attend
 from segue.models.transformers.kv import Source
+from segue.models.transformers.parts import Form, additive
 
 NAME = "segue-seq2seq"
 _KNOWN = {"dropout", "use_cache", "output_attentions", "output_hidden_states", "return_dict", "is_causal"}

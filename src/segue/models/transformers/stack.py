@@ -49,8 +49,10 @@ class Stack:
             hidden = block(hidden, turns)
             if states:
                 seen.append(hidden)
-        if states:
-            seen.append(self.norm(hidden))
+        if states:  # of a norm every row is its own
+            hidden = self.norm(hidden)
+            seen.append(hidden)
+            return self.head(hidden if keep is None else hidden[:, keep])[0], seen
         return self.head(self.norm(hidden if keep is None else hidden[:, keep]))[0], seen
 
 

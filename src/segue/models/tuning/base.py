@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,8 +33,8 @@ class Tuning:
         raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """What the method must know of the model."""
-        return {"kind": self.kind, "mask": self.mask}
+        """What the method must know of the model, and by which numbers it learned."""
+        return {"kind": self.kind} | {n: value for n, value in asdict(self).items() if n != "mask" or self.masks}
 
 
 def entropy(logits: Tensor, labels: Tensor) -> Tensor:

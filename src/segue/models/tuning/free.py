@@ -26,6 +26,12 @@ class FreeTuning(Tuning):
     exit: int = 0  # layers before the shallow exit; 0: a third
     distil: float = 0.5  # weight of the states' distance
 
+    def __post_init__(self) -> None:
+        if self.exit < 0:
+            raise ValueError(f"exit={self.exit} is not allowed: a number of layers, or 0 for a third of them")
+        if not self.distil >= 0:
+            raise ValueError(f"distil={self.distil} is not allowed: at least 0")
+
     def loss(self, network: Any, ids: Tensor, there: Tensor, generator: torch.Generator) -> Tensor:
         out = network(input_ids=ids, use_cache=False, output_hidden_states=True)
         states, layers = out.hidden_states, len(out.hidden_states) - 1
@@ -34,7 +40,7 @@ class FreeTuning(Tuning):
         shallow = network.get_output_embeddings()(last_norm(network)(states[at]))
         losses = (at * entropy(shallow, labels) + layers * entropy(out.logits, labels)) / (at + layers)
         # The last state is normalised already: it is of another scale.
-        deeper = [F.mse_loss(states[at], state.detach()) for state in states[at + 1 : -1]]
+        deeper = [distance(states[at], state.detach()) for state in states[at + 1 : -1]]
         return losses + self.distil * (torch.stack(deeper).min() if deeper else 0.0)
 
     def place(self, layers: int) -> int:
@@ -44,8 +50,11 @@ class FreeTuning(Tuning):
             raise ValueError(f"exit={at} is not allowed: the model has {layers} layers, and some must be left")
         return at
 
-    def facts(self) -> dict[str, Any]:
-        return {"kind": self.kind, "exit": self.exit}
+
+def distance(states: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared difference, as a share of the mean square of what is wanted. The plain mean, which is in the paper,
+    is a matter of the model's scale: where states are large it drowns the cross-entropies and undoes the model."""
+    return F.mse_loss(states, wanted) / wanted.pow(2).mean()
 
 
 def last_norm(network: Any) -> nn.Module:

@@ -20,7 +20,13 @@ class LexicalUnitTuning(Tuning):
     kind = "lexical_units"
 
     k: int = 4  # tokens of a unit, at most
-    alpha: float = 0.9
+    alpha: float = 0.9  # probability above which a token is foreseen
+
+    def __post_init__(self) -> None:
+        if self.k < 2:
+            raise ValueError(f"k={self.k} is not allowed: at least 2, since a unit has as many tokens")
+        if not 0 <= self.alpha < 1:
+            raise ValueError(f"alpha={self.alpha:g} is not allowed: from 0 to below 1")
 
     def loss(self, network: Any, ids: Tensor, there: Tensor, generator: torch.Generator) -> Tensor:
         labels, read = following(ids, there), ids.clone()

@@ -19,7 +19,11 @@ class SetBlockTuning(Tuning):
 
     kind = "set_block"
 
-    block: int = 8
+    block: int = 8  # tokens of a block, at most
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise ValueError(f"block={self.block} is not allowed: at least 1")
 
     def loss(self, network: Any, ids: Tensor, there: Tensor, generator: torch.Generator) -> Tensor:
         count, length = ids.shape

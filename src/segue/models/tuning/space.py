@@ -19,7 +19,13 @@ class SpaceTuning(Tuning):
     kind = "space"
 
     k: int = 5
-    share: float = 0.5  # of the texts that are cut
+    share: float = 0.5  # of the texts that are cut; 0 is ordinary fine-tuning, to compare with
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k={self.k} is not allowed: at least 1")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share={self.share:g} is not allowed: from 0 (no text is cut) to 1 (all are)")
 
     def loss(self, network: Any, ids: Tensor, there: Tensor, generator: torch.Generator) -> Tensor:
         size, length = ids.shape

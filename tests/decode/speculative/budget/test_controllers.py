@@ -121,6 +121,65 @@ def test_what_costs_nothing_is_not_bounded_by_the_planned_depth() -> None:
     assert controller("heuristic")(COSTS).plan(3).deepest == 3
 
 
+def taught(right: int, wrong: int) -> ExpectedGain:
+    """A planner that saw a drafter's three tokens right so many times, and its first one wrong so many."""
+    planner = ExpectedGain(Costs(verify=COSTS.verify))
+    for count, tokens in ((right, [1, 2, 3, 9]), (wrong, [9])):
+        for _ in range(count):
+            planner.learn_levels(DraftTree.chain([0, 1, 2, 3], source="draft"), tokens, "draft")
+    return planner
+
+
+def test_a_costly_drafter_goes_on_beside_a_tree_as_deep_as_it_adds_for_its_time() -> None:
+    alone, sure = DraftTree.root(0), DraftTree.chain([0, 5, 6, 7, 8], source="found")
+
+    def asked(planner: ExpectedGain, tree: DraftTree, seconds: float) -> int:
+        budget = planner.beside(tree, "draft", lambda tokens: seconds * tokens, 3)
+        return 0 if budget is None else budget.depth
+
+    assert asked(taught(60, 0), alone, 0.1) == 3
+    assert asked(taught(60, 0), alone, 2.0) == 0  # a token of its own costs more than a forward
+    assert asked(taught(0, 60), alone, 0.1) == 0
+    known = taught(60, 0)
+    for _ in range(60):
+        known.calibration.learn(sure, [5, 6, 7, 8])
+    assert asked(known, sure, 0.1) == 0
+    for _ in range(200):
+        known.calibration.learn(sure, [9])
+    assert asked(known, sure, 0.1) == 3
+
+
+def test_what_one_more_pass_must_promise_is_its_price_in_tokens() -> None:
+    budget = taught(60, 0).beside(DraftTree.root(0), "draft", lambda tokens: 0.1 * tokens, 3)
+    assert budget is not None
+    # Close to four tokens for a forward of ten rows and three tenths; a level more is a tenth and three rows.
+    assert budget.least == pytest.approx((0.1 + 0.15) * 4 / (COSTS.verify(10) + 0.3), rel=0.15)
+
+
+def test_a_tree_that_was_weighed_is_trimmed_as_any_other() -> None:
+    tree = DraftTree.from_paths(0, [[1, 2, 3], [4, 5], [6]], source="found")
+    tree.score = [1.0, 0.8, 0.7, 0.6, 0.3, 0.2, 0.02]
+    one, other = ExpectedGain(COSTS), ExpectedGain(COSTS)
+    one.beside(tree, "draft", lambda tokens: 9.0, 3)
+    assert one.trim(tree).tokens == other.trim(tree).tokens
+    longer = tree.keep(set(range(len(tree))))
+    longer.add(0, 9, score=0.9, source="found")
+    one.beside(tree, "draft", lambda tokens: 9.0, 3)
+    assert one.trim(longer).tokens == other.trim(longer).tokens != other.trim(tree).tokens
+
+
+def test_scores_that_are_nearly_alike_are_one_kind() -> None:
+    """A network never gives the same number twice, and its nodes are learned of all the same."""
+    source, calibration, tree = random.Random(0), Calibration(), DraftTree.chain([0, 1], source="net")
+    for _ in range(100):
+        tree.score[1] = source.uniform(0.79, 0.81)
+        calibration.learn(tree, [1 if source.random() < 0.3 else 2])
+    tree.score[1] = 0.805
+    assert calibration.survivals(tree)[1] == pytest.approx(0.3, abs=0.12)
+    tree.score[1] = 0.2
+    assert calibration.survivals(tree)[1] == pytest.approx(0.2, abs=0.01)
+
+
 def test_regret_grows_slower_than_the_rounds() -> None:
     """The loss against the best fixed length, per round, falls as rounds go on."""
     _, rate = best_fixed(0.6)

@@ -12,7 +12,7 @@ from segue.data import DraftTree, Settings, Want
 from segue.decode.speculative.auto import Auto
 from segue.decode.speculative.base import Budget, Outcome
 from segue.decode.speculative.chimera import Chimera
-from segue.decode.speculative.heads.base import Attentive, Growth
+from segue.decode.speculative.heads.base import Attentive, Growth, likeliest
 from segue.decode.speculative.jakiro import Jakiro
 from segue.decode.speculative.prompt_lookup import PromptLookup
 from segue.decode.speculative.staged import Staged
@@ -110,6 +110,15 @@ def test_what_is_taken_back_is_forgotten(cls: type[Checked], world: World) -> No
     assert answer.tokens == world.oracle.answer(world.prompts[0], SETTINGS).tokens
 
 
+@pytest.mark.parametrize("cls", [Chimera, Jakiro])
+def test_beside_other_drafters_samples_follow_the_models_law(cls: type[Attentive]) -> None:
+    world = toy_world(3)
+    fields: dict[str, Any] = {"widths": "2,2"} if cls is Chimera else {"depth": 2, "width": 2}
+    inner = cls(heads=fitted(cls.network.fresh(world.lm, inner=4), world.lm), **fields)
+    method = Auto(drafters=(PromptLookup(), inner), budget="fixed")
+    assert divergence(method, world.lm, world.prompts[-1], Settings(temperature=1.0, max_tokens=3)) < 1e-9
+
+
 @methods
 def test_among_other_drafters_it_reads_what_it_has_not_seen(cls: type[Checked], world: World) -> None:
     inner = checked(cls, world)
@@ -159,27 +168,25 @@ def test_likeliest_tokens_taken_for_drawn_ones_break_the_law(
 
 
 def test_a_tree_grows_by_the_products_of_its_probabilities() -> None:
-    growth = Growth(7, torch.device("cpu"))
-    root = torch.zeros(1, dtype=torch.long)
-    nodes, places = growth.expand(root, torch.tensor([[0.6, 0.3, 0.1]]).log(), 2, 2)
-    assert growth.tokens[nodes].tolist() == [0, 1]
-    assert places.tolist() == [0, 0]
-    # Behind token 0: .6 * .5 and .6 * .4; behind token 1: .3 * .9 and .3 * .06.
-    logits = torch.tensor([[0.5, 0.4, 0.1], [0.04, 0.06, 0.9]]).log()
-    nodes, places = growth.expand(nodes, logits, 2, 3)
-    assert growth.tokens[nodes].tolist() == [0, 2, 1]
-    assert places.tolist() == [0, 1, 0]
+    growth = Growth(7)
+    nodes, places = growth.expand([0], likeliest(torch.tensor([[0.6, 0.3, 0.1]]).log(), 2), 2)
+    assert [growth.tokens[node] for node in nodes] == [0, 1]
+    assert places == [0, 0]
+    # Behind token 0: .6 * .49 and .6 * .41; behind token 1: .3 * .9 and .3 * .06.
+    logits = torch.tensor([[0.49, 0.41, 0.1], [0.04, 0.06, 0.9]]).log()
+    nodes, places = growth.expand(nodes, likeliest(logits, 2), 3)
+    assert [growth.tokens[node] for node in nodes] == [0, 2, 1]
+    assert places == [0, 1, 0]
     tree = growth.tree(4, "it")
     assert tree.tokens == [7, 0, 1, 0, 2]
     assert tree.parents == [-1, 0, 0, 1, 2]
-    assert tree.score == pytest.approx([1.0, 0.6, 0.3, 0.5, 0.9])
+    assert tree.score == pytest.approx([1.0, 0.6, 0.3, 0.49, 0.9])
     assert growth.tree(2, "it").tokens == [7, 0, 1]
 
 
 def test_a_sure_child_does_not_go_without_its_parent() -> None:
-    growth = Growth(0, torch.device("cpu"))
-    nodes = torch.zeros(1, dtype=torch.long)
+    growth, nodes = Growth(0), [0]
     sure = torch.tensor([[200.0, 0.0]])
     for _ in range(3):
-        nodes, _ = growth.expand(nodes, sure, 1, 1)
+        nodes, _ = growth.expand(nodes, likeliest(sure, 1), 1)
     assert growth.tree(2, "it").parents == [-1, 0, 1]

@@ -16,6 +16,13 @@ class Budget:
     nodes: int
     depth: int
     free: int | None = None  # depth of what is proposed at no cost, where it may be deeper than that
+    together: int | None = None  # nodes of several drafters' proposals together, where that is more
+    least: float = 0.0  # tokens that one more pass of the drafter must promise
+
+    @property
+    def most(self) -> int:
+        """Nodes of any proposal."""
+        return self.nodes if self.together is None else max(self.nodes, self.together)
 
     @property
     def deepest(self) -> int:

@@ -15,6 +15,8 @@ Key = tuple[str, float, int]
 STRENGTH = 4.0  # observations that the parent's estimate is worth
 DISCOUNT = 0.995  # per round: half is forgotten after 140
 DEEPEST = 4  # depths from here on are one
+FINE, COARSE, STEPS = 100, 0.1, 20  # steps of a score: hundredths below a tenth, then twentieths
+LIKELY = 0.65  # chance of a level that nothing is known of
 SURE, HOPELESS = 0.9, 0.02  # a score outside says more than a drafter can know beforehand
 
 
@@ -78,7 +80,7 @@ class Calibration:
             if not own:
                 break
             hit = next((c for c in own if tree.tokens[c] == token), None)
-            seen.append(((source, 1.0, min(depth, DEEPEST)), hit is not None))
+            seen.append((level(source, depth), hit is not None))
             if hit is None:
                 break
             node = hit
@@ -94,5 +96,13 @@ class Calibration:
             self._parent._observe(seen)
 
 
+def level(source: str, depth: int) -> Key:
+    """All that a drafter proposes at a depth."""
+    return source, LIKELY, min(depth, DEEPEST)
+
+
 def key_of(tree: DraftTree, node: int) -> Key:
-    return tree.source[node], tree.score[node], min(tree.depths[node], DEEPEST)
+    """Scores that are nearly alike are one kind: those of a network are all different."""
+    score = tree.score[node]
+    rounded = round(score * FINE) / FINE if score < COARSE else round(score * STEPS) / STEPS
+    return tree.source[node], rounded, min(tree.depths[node], DEEPEST)

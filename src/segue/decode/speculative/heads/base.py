@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ class Trained(Speculative):
     network: ClassVar[type[DraftNetwork]]
 
     free: ClassVar[bool] = False
+    joins: ClassVar[bool] = True
 
     heads: str | DraftNetwork | None = None  # folder of a drafter or of published heads; none: the embedded one
 
@@ -43,7 +44,11 @@ class Trained(Speculative):
         return self.reading(state)
 
     def price(self, run: Run, tokens: int) -> float:
-        return trained(run.lm, self.network, self.heads).seconds
+        return trained(run.lm, self.network, self.heads).seconds(tokens)
+
+    def pricing(self, run: Run, state: Any) -> Callable[[int], float]:
+        seconds: Callable[[int], float] = state.network.seconds
+        return seconds
 
     def start(self, run: Run) -> Any:
         return Beside(trained(run.lm, self.network, self.heads))
@@ -110,36 +115,57 @@ class Attentive(Trained):
             state.add(scores.hidden[layer], length)
 
 
+Best = list[tuple[float, int]]  # tokens with their probabilities, likeliest first
+
+
+def likeliest(logits: Tensor, width: int) -> list[Best]:
+    """Of every row of logits (N, V) the `width` likeliest tokens."""
+    best = logits.softmax(-1, dtype=torch.float32).topk(min(width, logits.shape[-1]))
+    pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return [list(zip(shares, tokens, strict=True)) for shares, tokens in pairs]
+
+
 class Growth:
     """A tree of guesses in the making: of every node the product of the drafter's probabilities down to it."""
 
-    def __init__(self, root: int, device: torch.device) -> None:
-        self.tokens = torch.tensor([root], device=device)
-        self._parents = torch.tensor([-1], device=device)
-        self._totals = torch.zeros(1, device=device)  # log-probabilities
-        self._shares = torch.zeros(1, device=device)
+    def __init__(self, root: int) -> None:
+        self.tokens = [root]
+        self._parents = [-1]
+        self._totals = [1.0]
+        self._shares = [1.0]
 
-    def expand(self, nodes: Tensor, logits: Tensor, width: int, keep: int) -> tuple[Tensor, Tensor]:
-        """Of the `width` likeliest tokens after each of the nodes (N,) by logits (N, V) the `keep` best of all become
-        nodes: their numbers (M,), best first, and the place among `nodes` of each one's parent (M,)."""
-        best = logits.float().log_softmax(-1).topk(min(width, logits.shape[-1]))
-        totals = (self._totals[nodes][:, None] + best.values).flatten()
-        totals, kept = totals.topk(min(keep, len(totals)))
-        places = kept // best.values.shape[-1]
-        numbers = torch.arange(len(kept), device=kept.device) + len(self.tokens)
-        self.tokens = torch.cat([self.tokens, best.indices.flatten()[kept]])
-        self._parents = torch.cat([self._parents, nodes[places]])
-        self._totals = torch.cat([self._totals, totals])
-        self._shares = torch.cat([self._shares, best.values.flatten()[kept]])
-        return numbers, places
+    def expand(self, nodes: list[int], best: list[Best], keep: int) -> tuple[list[int], list[int]]:
+        """Of the likeliest tokens after each of the nodes the `keep` best of all become nodes: their numbers, best
+        first, and the place among `nodes` of each one's parent."""
+        found = [
+            (self._totals[node] * share, place, token, share)
+            for place, (node, row) in enumerate(zip(nodes, best, strict=True))
+            for share, token in row
+        ]
+        found.sort(key=_total, reverse=True)
+        del found[keep:]
+        first, places = len(self.tokens), [place for _, place, _, _ in found]
+        self.tokens += [token for _, _, token, _ in found]
+        self._parents += [nodes[place] for place in places]
+        self._totals += [total for total, _, _, _ in found]
+        self._shares += [share for _, _, _, share in found]
+        return list(range(first, len(self.tokens))), places
+
+    def mass(self, nodes: list[int]) -> float:
+        """The drafter's probability that the text goes through one of these nodes of one depth."""
+        return sum(self._totals[node] for node in nodes)
 
     def tree(self, most: int, source: str) -> DraftTree:
         """The best nodes, at most so many besides the root."""
         # Of equal ones the first come first, so that no child goes before its parent.
-        order = self._totals[1:].sort(descending=True, stable=True).indices[:most].sort().values + 1
-        tree = DraftTree.root(int(self.tokens[0]))
+        order = sorted(range(1, len(self.tokens)), key=self._totals.__getitem__, reverse=True)[:most]
+        tree = DraftTree.root(self.tokens[0])
         placed = {0: 0}
-        columns = (order, self._parents[order], self.tokens[order], self._shares[order].exp())
-        for node, parent, token, share in zip(*(column.tolist() for column in columns), strict=True):
-            placed[node] = tree.add(placed[parent], token, score=share, source=source)
+        for node in sorted(order):
+            parent = placed[self._parents[node]]
+            placed[node] = tree.add(parent, self.tokens[node], score=self._shares[node], source=source)
         return tree
+
+
+def _total(found: tuple[float, int, int, float]) -> float:
+    return found[0]

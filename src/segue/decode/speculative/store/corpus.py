@@ -1,4 +1,4 @@
-"""What a datastore is built from: JSON lines, or plain text files of one document each."""
+"""Texts to build a datastore from or to learn from: JSON lines, or plain text files of one document each."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Corpus:
     files: list[dict[str, Any]]
 
 
-def read_corpus(paths: Iterable[Path], prompts: bool = False) -> Corpus:
+def read_corpus(paths: Iterable[Path], prompts: bool = False, purpose: str = "put into a datastore") -> Corpus:
     """Read files: NAME.jsonl with "text" or "prompt" and "response" on every line, anything else as one plain text.
 
-    With `prompts` every document is a prompt that the model will answer; responses are left out. Raises ValueError
-    naming the file and line that is wrong.
+    With `prompts` every document is a prompt that the model will answer; responses are left out. `purpose` says what is
+    done with the texts, for errors. Raises ValueError naming the file and line that is wrong.
     """
     documents: list[Document] = []
     files = []
@@ -54,7 +54,7 @@ def read_corpus(paths: Iterable[Path], prompts: bool = False) -> Corpus:
             if text.strip():
                 documents.append(Document(str(path), text))
         if len(documents) == before:
-            raise ValueError(f"{path} is empty: there is nothing to put into a datastore")
+            raise ValueError(f"{path} is empty: there is nothing to {purpose}")
         files.append({"path": str(path), "sha256": sha256(path), "documents": len(documents) - before})
     return Corpus(documents, files)
 

@@ -1,0 +1,1 @@
+"""A server under load, measured from another process: its speed with many clients, and that every answer is right."""

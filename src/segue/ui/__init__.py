@@ -1,0 +1,1 @@
+"""The playground: two methods side by side on one prompt, step by step, with the method list and bench reports."""
