@@ -9,15 +9,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 HERE = "127.0.0.1"
 STORE_BYTES = 100_000_000  # shared memory of a cluster started here; texts need little, and what is more goes to disk
 REACH_SECONDS = 10.0  # in which a named cluster must answer
+PLANNING = ("StreamingExecutor", "iter_threaded", "ray-data-metadata-prefetch")  # how Ray Data calls its threads
+PLANNING_SECONDS = 30.0  # in which they have ended
+
+_sessions: list[Path] = []  # folders of the clusters that this process started
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,8 @@ def check_library() -> None:
 
 @contextlib.contextmanager
 def connected(address: str | None, number: int | None, cpus: int, device: str | None) -> Iterator[Places]:
-    """Be connected to a cluster: the one at `address` ("auto" for one of this machine), or, with None, one of this
-    machine's cores that ends with the block.
+    """Be connected to a cluster, which the caller will `leave`: the one at `address` ("auto" for one of this machine),
+    or, with None, one of this machine's cores that is ended then.
 
     `number` processes of `cpus` cores each are wanted, by default as many as there is room for; each has a GPU where
     `device` is one, or is left open and the cluster has GPUs. ValueError where they would not fit.
@@ -83,14 +91,47 @@ def connected(address: str | None, number: int | None, cpus: int, device: str | 
             )
         cores = (number or max((os.cpu_count() or 1) // cpus, 1)) * cpus
         own = {"num_cpus": cores, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-        ray.init("local", **own, **_quiet(), _node_ip_address=HERE)
+        session = ray.init("local", **own, **_quiet(), _node_ip_address=HERE)
+        _sessions.append(Path(session.address_info["session_dir"]))
     else:
         _join(address)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its processes
-            yield _places(ray.cluster_resources(), number, cpus, device)
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to its processes
+        yield _places(ray.cluster_resources(), number, cpus, device)
+
+
+def leave(code: int | None = None) -> None:
+    """Leave the cluster, if there is one; with the exit code of a command, by ending this process.
+
+    Ray ends the process of a thread that asks for something after Ray was left, with an exit code of its own, and
+    threads of Ray Data may ask at any time. So a command ends as if it were killed, for which a cluster is prepared;
+    but all that it started itself ends with it.
+    """
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
+    if code is not None:
+        _end(code)
+    last = time.monotonic() + PLANNING_SECONDS
+    for thread in threading.enumerate():
+        if thread.name.startswith(PLANNING):
+            thread.join(max(last - time.monotonic(), 0))
+    ray.shutdown()
+
+
+def _end(code: int) -> None:
+    """Before a thread learns that the cluster is gone, so is this process."""
+    import psutil
+
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    for session in _sessions:
+        for spilled in session.glob("ray_spilled_objects*"):  # blocks that the shared memory had no room for
+            shutil.rmtree(spilled, ignore_errors=True)
+    os._exit(code)
 
 
 def _quiet() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import segue
+from segue import cluster
 from segue.cli import (
     bench,
     chat,
@@ -86,9 +87,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # PyTorch keeps what oneDNN needs for a product once for every number of rows that drafts ever had, 1024 of them by
     # default. 256 are some 100 MB less, and nothing was slower (LOG.md). It is read when torch first multiplies.
     os.environ.setdefault("LRU_CACHE_CAPACITY", "256")
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    cluster.leave(code if arguments is None else None)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code of a command, whose errors are told here."""
     try:
-        code = _invoke(given or ["--help"])
+        code = _invoke(arguments or ["--help"])
         sys.stdout.flush()
         return code
     except BrokenPipeError:

@@ -15,7 +15,6 @@ import json
 import logging
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 
 BATCHES = 2  # for each worker at least, so that none waits long for the last one
 ATTEMPTS = 3  # times that a batch is begun, where its worker ends each time
-# How Ray Data's threads are called that ask the cluster for things.
-PLANNING = ("StreamingExecutor", "iter_threaded", "ray-data-metadata-prefetch")
-PLANNING_SECONDS = 60.0  # in which they have ended
 
 
 def spread(
@@ -67,19 +63,6 @@ def spread(
     return 0
 
 
-@contextlib.contextmanager
-def _planned() -> Iterator[None]:
-    """Leave no thread of Ray Data behind. It waits two seconds for them, which a busy machine may take longer than; and
-    the process of a thread that asks for something after Ray was left is ended by Ray, with an exit code of its own."""
-    try:
-        yield
-    finally:
-        for thread in threading.enumerate():
-            if thread.name.startswith(PLANNING):
-                thread.join(PLANNING_SECONDS)
-
-
-@_planned()
 def _pass(
     shards: Shards, tally: Tally, plan: dict[str, Any], places: cluster.Places, size: int, signals: Signals
 ) -> None:
