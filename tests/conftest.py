@@ -24,6 +24,17 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", uuid.uuid4().hex)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a file is run by one process, which makes what it shares once. The laws, which take longest, begin,
+    and go by the model that they are held on."""
+    for item in items:
+        group = str(item.path)
+        if "laws" in item.path.parts and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            group += str(item.callspec.params.get("world") or item.callspec.params.get("family") or "")
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: "laws" not in item.path.parts)
+
+
 class Sessions:
     """Commands with all that they start: Ray's processes leave the group of their parent, but never its session."""
 

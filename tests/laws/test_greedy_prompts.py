@@ -70,7 +70,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     lm = load(dtype="float32")
     oracle = NetworkOracle(lm, AutoModelForCausalLM.from_pretrained(EMBEDDED / "mini", dtype=torch.float32).eval())
     records = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
-    prompts = [lm.encode(record["prompt"])[:LONGEST] for record in records]
+    prompts = [lm.encode(record["prompt"])[:LONGEST] for record in records[::2]]  # of every kind
     answers = oracle.answers(prompts, SETTINGS, together=15)
     texts = [[*prompt, *answer.tokens] for prompt, answer in zip(prompts, answers, strict=True)]
     repeated = lm.encode(REPEATED)
@@ -96,8 +96,8 @@ def test_greedy_text_is_that_of_transformers(name: str, reference: Reference) ->
     for number, (found, expected) in enumerate(zip(answers, reference.answers, strict=True)):
         compare(f"{name}, prompt {number}", number, found, expected, ERROR, report)
     print(f"{name}: {report.tokens} equal tokens in {report.answers} answers, near-ties forgiven: {report.near_ties}")
-    assert report.answers == 60
-    assert report.tokens > 1500
+    assert report.answers == 30
+    assert report.tokens > 750
     if name == WITH_HEADS:
         asked = {drafter for answer in answers for names in answer.stats.methods for drafter in names.split("+")}
         assert asked >= {"jakiro", "chimera", "token_recycling"}

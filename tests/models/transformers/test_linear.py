@@ -16,6 +16,7 @@ from segue.models.transformers.quantized import (
     Int4Product,
     Int8Product,
     Int8WeightProduct,
+    int8_activations,
     quantize_int4,
     quantize_int8,
 )
@@ -25,6 +26,10 @@ def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
+# oneDNN's own word on what the processor can do.
+PACKS = {torch.float32: True, torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported()}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [0, 1, 2, 7, 33])
@@ -32,19 +37,20 @@ def test_product(dtype: torch.dtype, bias: bool, rows: int) -> None:
     weight, x = matrix(80, 48).to(dtype), matrix(rows, 48, 1)[None].to(dtype)
     extra = matrix(1, 80, 2)[0].to(dtype) if bias else None
     expected = nn.functional.linear(x, weight, extra)
-    for product in (PackedProduct, DenseProduct):
+    for product in [DenseProduct] + [PackedProduct] * PACKS[dtype]:
         torch.testing.assert_close(product(weight, extra)(x), expected, rtol=1e-2, atol=2e-2 if rows else 0)
 
 
 def test_a_weight_is_packed_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(dense_or_packed(matrix(8, 8), None), DenseProduct)
     assert isinstance(dense_or_packed(matrix(1024, 1024), None), PackedProduct)
-    assert isinstance(dense_or_packed(matrix(8, 8).bfloat16(), None), PackedProduct)
+    assert isinstance(dense_or_packed(matrix(8, 8).bfloat16(), None), PackedProduct) == PACKS[torch.bfloat16]
     assert isinstance(dense_or_packed(matrix(8, 8).half(), None), DenseProduct)
     # The op is private to PyTorch: where it gives something else, nothing is packed.
     monkeypatch.setattr(linear, "_packing", {})
     monkeypatch.setattr(PackedProduct, "__call__", lambda self, x: x.new_zeros(*x.shape[:-1], 48))
     assert isinstance(dense_or_packed(matrix(8, 8).bfloat16(), None), DenseProduct)
+    assert isinstance(dense_or_packed(matrix(1024, 1024), None), DenseProduct)
 
 
 def test_every_plain_layer_is_swapped_and_nothing_else() -> None:
@@ -63,6 +69,8 @@ def test_every_plain_layer_is_swapped_and_nothing_else() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 def test_quantized_products_are_close_and_rows_are_alone(product: Any, dtype: torch.dtype, bias: bool) -> None:
+    if product is Int8Product and not int8_activations():
+        pytest.skip("this processor saturates")
     weight, x = matrix(96, 4 * GROUP).to(dtype), matrix(9, 4 * GROUP, 1)
     x[4] *= 1000  # one scale for all rows would drown the others
     x[5] = 0
@@ -79,9 +87,19 @@ def test_quantized_products_are_close_and_rows_are_alone(product: Any, dtype: to
 
 
 def test_the_size_decides_which_int8_product() -> None:
+    assert int8_activations() or not torch.cpu._is_vnni_supported()
     make = maker("int8")
     assert isinstance(make(matrix(64, 64), None), Int8WeightProduct)
-    assert isinstance(make(matrix(1024, 1024), None), Int8Product)
+    assert isinstance(make(matrix(1024, 1024), None), Int8Product if int8_activations() else Int8WeightProduct)
+
+
+def test_where_int8_by_int8_saturates_only_the_weights_are_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Int8Product, "__call__", lambda self, x: x.new_ones(*x.shape[:-1], 64))
+    int8_activations.cache_clear()
+    try:
+        assert isinstance(maker("int8")(matrix(1024, 1024), None), Int8WeightProduct)
+    finally:
+        int8_activations.cache_clear()
 
 
 def test_values_are_the_nearest_of_their_grid() -> None:
@@ -106,6 +124,6 @@ def test_small_outputs_and_odd_shapes_keep_their_precision() -> None:
 def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="quantize='int3' is unknown: choose from int8, int4"):
         maker("int3")
-    monkeypatch.setattr(Int8Product, "__call__", lambda self, x: x.new_ones(*x.shape[:-1], 64))
+    monkeypatch.setattr(Int8WeightProduct, "__call__", lambda self, x: x.new_ones(*x.shape[:-1], 64))
     with pytest.raises(ValueError, match="does not work with this PyTorch and processor"):
         maker("int8")

@@ -8,6 +8,7 @@ token change that token.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ LEVELS = 127  # of a symmetric int8
 TINY = 1e-12  # scale of a row of zeros
 LARGE = 2**19  # weights from which on int8 activations pay (measured, Zen 4, one and eight rows)
 MANY = 64  # rows from which on they are no draft
+INT8_ERROR = 0.02
 GROUP = 32  # weights that share an int4 scale
 NARROWEST = 32  # outputs: a router's few weigh little and decide much
 ZERO_POINT = 8  # int4 values 0 .. 15 mean -8 .. 7
@@ -100,8 +102,39 @@ class Int4Product:
 
 
 def int8_product(weight: Tensor, bias: Tensor | None) -> Product:
-    """The faster of the two for a weight of this size."""
-    return Int8WeightProduct(weight, bias) if weight.numel() < LARGE else Int8Product(weight, bias)
+    """The faster of the two for a weight of this size, where the processor has both."""
+    if weight.numel() < LARGE or not int8_activations():
+        return Int8WeightProduct(weight, bias)
+    return Int8Product(weight, bias)
+
+
+@functools.cache
+def int8_activations() -> bool:
+    """Whether int8 can be multiplied by int8 here: processors without VNNI add two products in 16 bits, too few."""
+    return fault(Int8Product, INT8_ERROR) is None
+
+
+@torch.no_grad()
+def fault(product: Make, error: float) -> str | None:
+    """What is wrong with products of random and of extreme numbers; the ops behind them are private to PyTorch.
+
+    `error`: the mean error of a product, relative, that its bits explain.
+    """
+    source = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 2 * GROUP, generator=source)
+    weight[0] = 1.0  # with a row of ones the largest sum there is
+    try:
+        made = product(weight, None)
+        for rows in (1, 5):
+            x = torch.randn(rows, 2 * GROUP, generator=source)
+            x[0] = 1.0
+            right = x @ weight.t()
+            off = float((made(x[None])[0].float() - right).abs().mean() / right.abs().mean())
+            if not off <= error:
+                return f"it is off by {off:.1%}"
+    except (RuntimeError, NotImplementedError, AttributeError) as reason:
+        return str(reason).splitlines()[0]
+    return None
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,39 +160,22 @@ class Kind:
     name: str
     product: Make
     fits: Callable[[Tensor], bool]
-    error: float  # mean error of a product on random numbers, relative, that its bits explain
+    error: float  # of its products, as `fault` measures it
 
     def maker(self, other: Make) -> Make:
         """Makes this product where a weight fits and `other` where not. ValueError where PyTorch cannot do it here."""
-        self._check()
-        return lambda weight, bias: self.product(weight, bias) if self.fits(weight) else other(weight, bias)
-
-    @torch.no_grad()
-    def _check(self) -> None:
-        """The ops are private to PyTorch, and some processors saturate: products of random and of extreme numbers."""
-        source = torch.Generator().manual_seed(0)
-        weight = torch.randn(64, 2 * GROUP, generator=source)
-        weight[0] = 1.0  # with a row of ones the largest sum there is
-        try:
-            for product in (self.product(weight, None), *([Int8Product(weight, None)] if self.name == "int8" else [])):
-                for rows in (1, 5):
-                    x = torch.randn(rows, 2 * GROUP, generator=source)
-                    x[0] = 1.0
-                    right = x @ weight.t()
-                    off = float((product(x[None])[0].float() - right).abs().mean() / right.abs().mean())
-                    if not off <= self.error:
-                        raise RuntimeError(f"it is off by {off:.1%}")
-        except (RuntimeError, NotImplementedError, AttributeError) as error:
+        if (reason := fault(self.product, self.error)) is not None:
             raise ValueError(
-                f"quantize={self.name!r} does not work with this PyTorch and processor ({str(error).splitlines()[0]}): "
+                f"quantize={self.name!r} does not work with this PyTorch and processor ({reason}): "
                 "leave it out, or use the llama.cpp backend"
-            ) from None
+            )
+        return lambda weight, bias: self.product(weight, bias) if self.fits(weight) else other(weight, bias)
 
 
 QUANTIZED = {
     kind.name: kind
     for kind in (
-        Kind("int8", int8_product, lambda weight: weight.shape[0] >= NARROWEST, 0.02),
+        Kind("int8", int8_product, lambda weight: weight.shape[0] >= NARROWEST, INT8_ERROR),
         Kind(
             "int4",
             Int4Product,
