@@ -15,7 +15,7 @@ test: .venv/.test
 # The second backend, with the same laws. llama-cpp-python is built from its source package: five to ten minutes on two
 # cores the first time, after which pip keeps the wheel.
 test-llamacpp: .venv/.llamacpp
-	$(TESTS) tests/models/llamacpp tests/laws/test_llamacpp.py tests/bench tests/cli/test_convert.py
+	$(TESTS) tests/models/llamacpp tests/laws/test_llamacpp.py tests/bench/test_llamacpp.py tests/cli/test_convert.py
 
 check:
 	$(BIN)/ruff check src tests
