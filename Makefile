@@ -2,7 +2,6 @@
 # make test-llamacpp: the laws on the second backend, which has to be built.
 PYTHON ?= python3
 BIN := .venv/bin
-TESTS := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: run test test-llamacpp check clean
 
@@ -15,7 +14,7 @@ test: .venv/.test
 # The second backend, with the same laws. llama-cpp-python is built from its source package: five to ten minutes on two
 # cores the first time, after which pip keeps the wheel.
 test-llamacpp: .venv/.llamacpp
-	$(TESTS) tests/models/llamacpp tests/laws/test_llamacpp.py tests/bench/test_llamacpp.py tests/cli/test_convert.py
+	$(BIN)/pytest -n 2 tests/models/llamacpp tests/laws/test_llamacpp.py tests/bench/test_llamacpp.py tests/cli/test_convert.py
 
 check:
 	$(BIN)/ruff check src tests
@@ -23,7 +22,7 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m segue.docs --check
-	$(TESTS)
+	$(BIN)/pytest -n 2
 
 # torch first and pinned: alone it resolves to the CPU build where one lies at hand, and no other requirement moves it.
 .venv/.core: pyproject.toml

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 # Measured costs go to a folder of this run's own, shared by its tests and the commands they start.
 os.environ.setdefault("SEGUE_CACHE", tempfile.mkdtemp(prefix="segue-cache-"))
@@ -24,14 +25,21 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", uuid.uuid4().hex)
 
 
+class ByModel(LoadScopeScheduling):
+    """What shares a file is run by one process, which makes what it shares once; laws go by the model they are held on,
+    and begin, since they take longest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        return file + test.rpartition("-")[2] if test.startswith("test_the_laws_hold[") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByModel:
+    config.option.loadscopereorder = False
+    return ByModel(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a file is run by one process, which makes what it shares once. The laws, which take longest, begin,
-    and go by the model that they are held on."""
-    for item in items:
-        group = str(item.path)
-        if "laws" in item.path.parts and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            group += str(item.callspec.params.get("world") or item.callspec.params.get("family") or "")
-        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: "laws" not in item.path.parts)
 
 

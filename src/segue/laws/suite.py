@@ -180,9 +180,11 @@ def _exact(promise: Limit) -> dict[str, Any]:
 
 
 def _limit(cls: Any, promise: Limit, world: World, companions: Companions) -> list[float]:
-    lms = [world.lm, neighbour(world.lm, 2), neighbour(world.lm, 3)]
     # An iteration that may end early needs tokens to end it in; every drawn draft multiplies the branches.
     settings = Settings(temperature=1.0, max_tokens=8 if iterates(cls) else 3)
+    lms = [world.lm]
+    if world.lm.vocab_size == 2 or not iterates(cls):
+        lms += [neighbour(world.lm, 2), neighbour(world.lm, 3)]
     cases = [(lm, world.prompts[-1], settings) for lm in lms]
     # A knob of a draft model acts only on drafts that the draft model is not sure about.
     return limit(lambda lm, value: build(cls, lm, companions, **{promise.knob: value}), promise, cases)

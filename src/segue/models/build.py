@@ -103,7 +103,7 @@ def load_llama(folder: Path) -> LlamaForCausalLM:
     from transformers import LlamaForCausalLM
 
     if not (folder / "config.json").is_file():
-        raise ValueError(f"no model in {folder}: config.json is missing; give a folder made by save_llama")
+        raise ValueError(f"no model in {folder}: config.json is missing; give a folder that a training wrote")
     model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,6 +150,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Fared]:
     }
     expected = [a.tokens for a in lm.generate(queries, method="plain", max_tokens=64)]
 
+    @functools.cache
     def fare(cls: Any, **fields: Any) -> Fared:
         found = lm.generate(queries, method=cls(index=stores[cls], **fields), max_tokens=64)
         assert [a.tokens for a in found] == expected

@@ -121,7 +121,7 @@ def test_few_leaves_do_not_bias_a_shape_that_follows_the_draws(leaves: int, monk
     def moved() -> float:
         found = []
         for seed in range(2):
-            world = toy_world(3, seed=seed)
+            world = toy_world(2, seed=seed)
             world.lm.most_leaves = leaves
             method = Dyspec(draft=neighbour(world.lm), nodes=4)
             found.append(divergence(method, world.lm, world.prompts[-1], settings))

@@ -179,13 +179,13 @@ def test_forks_share_a_long_prefix_and_the_source(pair: Pair) -> None:
 def test_answers_are_those_of_generate(pair: Pair) -> None:
     rng = random.Random(3)
     model = Model(pair.lm)
-    sources = [tokens(rng, n) for n in (1, 5, 5, 9, 14, 20, 33, 50)]
-    expected = [pair.greedy(source, 24) for source in sources]
+    sources = [tokens(rng, n) for n in (1, 5, 5, 14, 50)]
+    expected = [pair.greedy(source, 16) for source in sources]
     for method in ("plain", "prompt_lookup", "token_recycling", "lookahead"):
-        assert [model.generate(s, method, max_tokens=24).tokens for s in sources] == expected
-        assert [a.tokens for a in model.generate(sources, method, max_tokens=24)] == expected
+        assert [model.generate(s, method, max_tokens=16).tokens for s in sources] == expected
+        assert [a.tokens for a in model.generate(sources, method, max_tokens=16)] == expected
     draft = segue.method("draft_model", draft=pair.lm)
-    assert [a.tokens for a in model.generate(sources, draft, max_tokens=24)] == expected
+    assert [a.tokens for a in model.generate(sources, draft, max_tokens=16)] == expected
 
 
 def test_many_rows_go_beyond_the_table_of_positions(bart: Pair) -> None:
