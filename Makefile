@@ -1,4 +1,5 @@
-# make run: set up and generate with the embedded model. make test: set up and run every check.
+# make run: set up and generate with the embedded model. make test: set up and run every check. SEGUE_LAWS=all make test:
+# every method on every family of models, which takes twice as long.
 # make test-llamacpp: the laws on the second backend, which has to be built.
 PYTHON ?= python3
 BIN := .venv/bin
