@@ -282,11 +282,10 @@ def test_calls_are_fewer_than_tokens(real: Real, world: World) -> None:
     stats = less_work(FastCoT(glance=False), world.lm, suite.repetitive(world))
     print(f"random network: {stats.tokens_per_forward:.2f} tokens per forward")
     calls = tokens = 0
-    report = same_tokens(
-        FastCoT(glance=False), real.lm, real.oracle, real.prompts, Settings(max_tokens=40), batch=False
-    )
+    prompts = real.prompts[::2]
+    report = same_tokens(FastCoT(glance=False), real.lm, real.oracle, prompts, Settings(max_tokens=40), batch=False)
     for method in (FastCoT(glance=False), FastCoT(share=0.5)):
-        answers = decode(real.lm, method, real.prompts, Settings(max_tokens=40))
+        answers = decode(real.lm, method, prompts, Settings(max_tokens=40))
         calls = sum(a.stats.target_forwards - a.stats.prefill_forwards + 1 for a in answers)
         tokens = sum(len(a.tokens) for a in answers)
         print(f"glance {method.glance}: {tokens} tokens in {calls} calls ({tokens / calls:.2f})")
