@@ -180,7 +180,8 @@ def _exact(promise: Limit) -> dict[str, Any]:
 
 
 def _limit(cls: Any, promise: Limit, world: World, companions: Companions) -> list[float]:
-    # An iteration that may end early needs tokens to end it in; every drawn draft multiplies the branches.
+    # An iteration that may end early needs tokens to end it in; every drawn draft multiplies the branches, and so many
+    # tokens of more than two kinds do: one model must do there.
     settings = Settings(temperature=1.0, max_tokens=8 if iterates(cls) else 3)
     lms = [world.lm]
     if world.lm.vocab_size == 2 or not iterates(cls):

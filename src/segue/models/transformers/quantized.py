@@ -1,9 +1,9 @@
 """Linear layers with quantized weights: int8, and int4 with a scale per group.
 
-Small int8 weights are multiplied by bfloat16 activations in one operation; large ones by int8 activations, which reads
-and computes less but takes four operations more. A row's result never depends on the rows beside it: activations are
-scaled row by row, since one scale for a whole pack (PyTorch's own dynamic quantization) would let the drafts beside a
-token change that token.
+Small int8 weights are multiplied by bfloat16 activations in one operation; large ones by int8 activations, where the
+processor can, which reads and computes less but takes four operations more. A row's result never depends on the rows
+beside it: activations are scaled row by row, since one scale for a whole pack (PyTorch's own dynamic quantization)
+would let the drafts beside a token change that token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEVELS = 127  # of a symmetric int8
 TINY = 1e-12  # scale of a row of zeros
 LARGE = 2**19  # weights from which on int8 activations pay (measured, Zen 4, one and eight rows)
 MANY = 64  # rows from which on they are no draft
-INT8_ERROR = 0.02
+INT8_ERROR = 0.02  # as `fault` measures it
 GROUP = 32  # weights that share an int4 scale
 NARROWEST = 32  # outputs: a router's few weigh little and decide much
 ZERO_POINT = 8  # int4 values 0 .. 15 mean -8 .. 7
